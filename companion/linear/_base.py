@@ -1,0 +1,310 @@
+"""The estimator contract that every linear model of the package keeps.
+
+A model implements ``_solve(tasks) -> Result``; validation, task ids, libraries, devices, certificates and the
+transposition from ``W (d, T)`` to scikit-learn's ``coef_ (T, d)`` live here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABCMeta, abstractmethod
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import column_or_1d, validate_data
+from torch import Tensor
+
+from companion.solvers.result import Result
+from companion.tasks import Tasks, check_design, some_ids, task_values
+
+
+class LinearMTL(BaseEstimator, metaclass=ABCMeta):
+    """Base of all linear multi-task estimators.
+
+    Subclasses store ``tol``, ``max_iter``, ``reduction``, ``fit_intercept`` and ``device`` in ``__init__`` and
+    implement :meth:`_solve`.
+    """
+
+    tol: float
+    max_iter: int
+    reduction: str
+    fit_intercept: bool
+    device: Any
+
+    @abstractmethod
+    def _solve(self, tasks: Tasks) -> Result:
+        """Weights of all tasks with their certificate; ``tasks`` are validated, in float64."""
+
+    def fit(self, X: Any, y: Any = None, task: Any = None, sample_weight: Any = None):
+        """Fit on the long form or on a :class:`~companion.tasks.Tasks`.
+
+        Parameters
+        ----------
+        X : (n, d) array or tensor, or Tasks
+            One row per sample; a Tasks object carries ``y`` and the task ids itself.
+        y : (n,) array or tensor
+            Targets.
+        task : (n,) sequence of hashable ids, optional
+            ``None``: all rows belong to one task.
+        sample_weight : (n,) array, optional
+            Weights >= 0: an integer weight is a repetition, zero a removal.
+
+        Returns
+        -------
+        self
+        """
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum'; got {self.reduction!r}")
+        if not self.tol > 0 or not self.max_iter >= 1:
+            raise ValueError(f"tol must be > 0 and max_iter >= 1; got {self.tol} and {self.max_iter}")
+        tasks = self._gather(X, y, task, sample_weight)
+        result = self._solve(tasks.to(device=self.device, dtype=torch.float64))
+        self._store(tasks, result)
+        return self
+
+    def predict(self, X: Any, task: Any = None) -> Any:
+        """Predictions ``(n,)``; for Tasks a list of ``(n_t,)``, or ``(n, T)`` when the tasks share their inputs.
+
+        Parameters
+        ----------
+        X : (n, d) array or tensor, or Tasks
+        task : (n,) sequence of ids seen by fit
+            May be left out when the model was fitted on one task.
+        """
+        return self._margin(X, task)
+
+    # --- in --------------------------------------------------------------------------------------------------------
+
+    def _gather(self, X: Any, y: Any, task: Any, sample_weight: Any) -> Tasks:
+        """The training data as Tasks, whatever form it came in."""
+        if isinstance(X, Tasks):
+            if y is not None or task is not None or sample_weight is not None:
+                raise ValueError("fit(tasks) takes no y, task or sample_weight: the Tasks object carries them")
+            self._forget_names(X.n_features)
+            return self._encode_tasks(X)
+        if isinstance(X, Tensor):
+            check_design(X)
+            validate_data(self, X, skip_check_array=True)
+            y = self._encode(_to_numpy(column_or_1d(_to_numpy(_need(y, self)))))
+        else:
+            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], y_numeric=self._y_numeric)
+            y = self._encode(y)
+        return Tasks.from_long(X, y, task, sample_weight)
+
+    def _forget_names(self, n_features: int) -> None:
+        self.n_features_in_ = n_features
+        if hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+
+    _y_numeric = True
+
+    def _encode(self, y: np.ndarray) -> np.ndarray:
+        """Targets as the loss wants them; classifiers map labels to -1 and +1."""
+        return y
+
+    def _encode_tasks(self, tasks: Tasks) -> Tasks:
+        return tasks
+
+    def _row_weights(self, tasks: Tasks, t: int) -> Tensor:
+        """(n_t,) weights of the rows in the objective: s for "sum", s / n_t for "mean"."""
+        s = tasks.weights(t)
+        return s if self.reduction == "sum" else s / s.sum()
+
+    # --- out -------------------------------------------------------------------------------------------------------
+
+    def _store(self, tasks: Tasks, result: Result) -> None:
+        """Fitted attributes, in the library, type and device of the data; the only transposition of the package."""
+        self.task_ids_ = tasks.ids
+        self.coef_ = tasks.out(result.W.T.contiguous().to(device=tasks.device, dtype=tasks.dtype))
+        self.intercept_ = tasks.out(result.intercept.to(device=tasks.device, dtype=tasks.dtype))
+        self.objective_, self.dual_gap_, self.n_iter_ = result.objective, result.dual_gap, result.n_iter
+        if result.relative_gap > self.tol:
+            warnings.warn(
+                f"{type(self).__name__} stopped after {result.n_iter} iterations (max_iter={self.max_iter}) at a "
+                f"relative duality gap of {result.relative_gap:.1e}; tol={self.tol:.1e}. The best weights are kept.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def _margin(self, X: Any, task: Any) -> Any:
+        """``X w_t + b_t`` for every row."""
+        if not hasattr(self, "coef_"):
+            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet; call fit first")
+        if isinstance(X, Tasks):
+            if task is not None:
+                raise ValueError("predict(tasks) takes no task: the Tasks object carries the ids")
+            return self._margin_of_tasks(X)
+        if isinstance(X, Tensor):
+            X, _ = check_design(X)
+            validate_data(self, X, skip_check_array=True, reset=False)
+        else:
+            X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        W, b = self._weights_like(X)
+        index = self._positions(task, X.shape[0])
+        order = np.argsort(index, kind="stable")
+        bounds = np.searchsorted(index[order], np.arange(len(self.task_ids_) + 1))
+        out = (W[:1, 0] * X[:, 0]) * 0  # zeros (n,) in the common type of X and the weights
+        for t in np.unique(index):
+            rows = order[bounds[t] : bounds[t + 1]]
+            out[rows] = X[rows] @ W[t] + b[t]
+        return out
+
+    def _margin_of_tasks(self, tasks: Tasks) -> Any:
+        if tasks.n_features != self.n_features_in_:
+            raise ValueError(f"expected {self.n_features_in_} features, as in fit; got {tasks.n_features}")
+        W, b = self._weights_like(tasks._X)
+        columns = [self._position(id_) for id_ in tasks.ids]
+        if tasks.is_shared:
+            return tasks.out(tasks._X @ W[columns].T + b[columns])
+        return [tasks.out(tasks.tensors(t)[0] @ W[c] + b[c]) for t, c in enumerate(columns)]
+
+    def _weights_like(self, X: Any) -> tuple[Any, Any]:
+        """``coef_`` and ``intercept_`` in the library, type and device of X."""
+        if isinstance(X, Tensor):
+            return torch.as_tensor(self.coef_).to(X), torch.as_tensor(self.intercept_).to(X)
+        return _to_numpy(self.coef_), _to_numpy(self.intercept_)
+
+    def _position(self, id_: Hashable) -> int:
+        if id_ not in self.task_ids_:
+            raise ValueError(f"task {id_!r} was not seen by fit; known tasks: {some_ids(self.task_ids_)}")
+        return self.task_ids_.index(id_)
+
+    def _positions(self, task: Any, n: int) -> np.ndarray:
+        """(n,) position of every row's task among ``task_ids_``."""
+        if task is None:
+            if len(self.task_ids_) > 1:
+                raise ValueError(
+                    f"this model was fitted on {len(self.task_ids_)} tasks: give task, one id per row (a "
+                    "Pipeline or search hands it on with metadata routing enabled and set_fit_request(task=True), "
+                    "set_score_request(task=True), set_predict_request(task=True))"
+                )
+            return np.zeros(n, dtype=np.int64)
+        known = {id_: t for t, id_ in enumerate(self.task_ids_)}
+        values = task_values(task, n).tolist()
+        unseen = {v: None for v in values if v not in known}
+        if unseen:
+            raise ValueError(
+                f"task contains ids that fit has not seen: {some_ids(tuple(unseen))}; known: {some_ids(self.task_ids_)}"
+            )
+        return np.array([known[v] for v in values], dtype=np.int64)
+
+
+class MultiTaskRegressor(RegressorMixin, LinearMTL):
+    """Regression: targets are numbers, ``score`` is R² over the pooled rows."""
+
+    def score(self, X: Any, y: Any = None, task: Any = None, sample_weight: Any = None) -> float:
+        """R² of the pooled rows of all tasks, against the mean of ``y``; 1 is perfect.
+
+        Parameters as in :meth:`fit`; tasks with missing labels are scored on the labels they have.
+        """
+        if isinstance(X, Tasks):
+            y, prediction = _flat(X, self.predict(X))
+            return float(r2_score(y, prediction))
+        prediction = _to_numpy(self.predict(X, task))
+        return float(r2_score(_to_numpy(y), prediction, sample_weight=sample_weight))
+
+
+class MultiTaskClassifier(ClassifierMixin, LinearMTL):
+    """Binary classification in every task, with the same two labels in all of them."""
+
+    _y_numeric = False
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    def _encode(self, y: np.ndarray) -> np.ndarray:
+        check_classification_targets(y)
+        self.classes_ = np.unique(y)
+        if len(self.classes_) > 2:
+            kind = type_of_target(y, input_name="y", raise_unknown=True)
+            raise ValueError(
+                f"Only binary classification is supported. The type of the target is {kind}: "
+                f"got {len(self.classes_)} classes"
+            )
+        if len(self.classes_) < 2:
+            raise ValueError(f"y must hold 2 classes; got 1 class only: {self.classes_[0]!r}")
+        return np.where(y == self.classes_[1], 1.0, -1.0)
+
+    def _encode_tasks(self, tasks: Tasks) -> Tasks:
+        sizes = np.cumsum(tasks.n_samples)[:-1]
+        y = np.concatenate([tasks.tensors(t)[1].cpu().numpy() for t in range(tasks.n_tasks)])
+        return tasks.with_targets(np.split(self._encode(y), sizes))
+
+    def _need_both_classes(self, tasks: Tasks) -> None:
+        """One label only has no finite intercept."""
+        if not self.fit_intercept:
+            return
+        for t, id_ in enumerate(tasks.ids):
+            y = tasks.tensors(t)[1]
+            if bool((y == y[0]).all()):
+                only = self.classes_[int(y[0] > 0)]
+                raise ValueError(
+                    f"task {id_!r} holds 1 class only ({only!r}): its intercept would be infinite. "
+                    "Leave the task out or fit without intercept"
+                )
+
+    def decision_function(self, X: Any, task: Any = None) -> Any:
+        """Margins, positive for ``classes_[1]``; shapes as in :meth:`predict`."""
+        return self._margin(X, task)
+
+    def predict(self, X: Any, task: Any = None) -> Any:
+        """Labels; shapes as for regression."""
+        return _map(self._label, self._margin(X, task))
+
+    def predict_proba(self, X: Any, task: Any = None) -> Any:
+        """Probabilities of the two classes on the last axis: ``(n, 2)``, for shared inputs ``(n, T, 2)``."""
+        return _map(_probabilities, self._margin(X, task))
+
+    def _label(self, margin: Any) -> Any:
+        positive = margin > 0
+        if not isinstance(margin, Tensor):
+            return self.classes_[positive.astype(int)]
+        return torch.as_tensor(self.classes_, device=margin.device)[positive.long()]
+
+    def score(self, X: Any, y: Any = None, task: Any = None, sample_weight: Any = None) -> float:
+        """Fraction of the pooled rows that get the right label."""
+        if isinstance(X, Tasks):
+            y, prediction = _flat(X, self.predict(X))
+            return float(accuracy_score(y, prediction))
+        prediction = _to_numpy(self.predict(X, task))
+        return float(accuracy_score(_to_numpy(y), prediction, sample_weight=sample_weight))
+
+
+def _probabilities(margin: Any) -> Any:
+    if isinstance(margin, Tensor):
+        return torch.stack([torch.sigmoid(-margin), torch.sigmoid(margin)], dim=-1)
+    with np.errstate(over="ignore"):
+        return np.stack([1 / (1 + np.exp(margin)), 1 / (1 + np.exp(-margin))], axis=-1)
+
+
+def _map(function: Any, margin: Any) -> Any:
+    return [function(m) for m in margin] if isinstance(margin, list) else function(margin)
+
+
+def _flat(tasks: Tasks, prediction: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Observed targets and their predictions, pooled over tasks."""
+    y = np.concatenate([_to_numpy(tasks.tensors(t)[1]) for t in range(tasks.n_tasks)])
+    if isinstance(prediction, list):
+        return y, np.concatenate([_to_numpy(p) for p in prediction])
+    seen = ~np.isnan(_to_numpy(tasks._y))
+    return y, _to_numpy(prediction).T[seen.T]
+
+
+def _to_numpy(values: Any) -> Any:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _need(y: Any, estimator: Any) -> Any:
+    if y is None:
+        raise ValueError(
+            f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None."
+        )
+    return y

@@ -1,0 +1,38 @@
+"""What a solver hands back: weights and the proof of how good they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Result:
+    """Solution of a problem over all tasks, with its certificate.
+
+    Attributes
+    ----------
+    W : (d, T) float64 tensor
+    intercept : (T,) float64 tensor
+    objective : float
+        Data term plus penalty at ``W``.
+    dual_gap : float
+        Objective minus dual value, absolute; an upper bound on the distance to the optimum. NaN where no gap exists.
+    null_objective : float
+        Objective of the intercept-only model: the scale of every relative tolerance.
+    n_iter : int
+        Largest number of iterations that any part of the problem took.
+    """
+
+    W: Tensor
+    intercept: Tensor
+    objective: float
+    dual_gap: float
+    null_objective: float
+    n_iter: int
+
+    @property
+    def relative_gap(self) -> float:
+        """Gap over the objective of the intercept-only model (0 when that model is already perfect)."""
+        return self.dual_gap / self.null_objective if self.null_objective > 0 else 0.0
