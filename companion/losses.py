@@ -33,8 +33,8 @@ class SquaredLoss:
     max_curvature = 1.0
 
     def value(self, y: Tensor, m: Tensor, v: Tensor) -> Tensor:
-        """Sum over the rows."""
-        return (v * (y - m) ** 2).sum() / 2
+        """Sum over the rows: a scalar; (G,) for ``y, v (n, 1)`` and margins ``(n, G)``."""
+        return (v * (y - m) ** 2).sum(0) / 2
 
     def grad(self, y: Tensor, m: Tensor, v: Tensor) -> Tensor:
         """(n,) derivative in the margin."""
@@ -55,8 +55,8 @@ class LogisticLoss:
     max_curvature = 0.25
 
     def value(self, y: Tensor, m: Tensor, v: Tensor) -> Tensor:
-        """Sum over the rows."""
-        return (v * torch.nn.functional.softplus(-y * m, threshold=40.0)).sum()
+        """Sum over the rows: a scalar; (G,) for ``y, v (n, 1)`` and margins ``(n, G)``."""
+        return (v * torch.nn.functional.softplus(-y * m, threshold=40.0)).sum(0)
 
     def grad(self, y: Tensor, m: Tensor, v: Tensor) -> Tensor:
         """(n,) derivative in the margin."""

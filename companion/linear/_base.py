@@ -238,6 +238,11 @@ class MultiTaskClassifier(ClassifierMixin, LinearMTL):
         y = np.concatenate([tasks.tensors(t)[1].cpu().numpy() for t in range(tasks.n_tasks)])
         return tasks.with_targets(np.split(self._encode(y), sizes))
 
+    def _gather(self, X: Any, y: Any, task: Any, sample_weight: Any) -> Tasks:
+        tasks = super()._gather(X, y, task, sample_weight)
+        self._need_both_classes(tasks)
+        return tasks
+
     def _need_both_classes(self, tasks: Tasks) -> None:
         """One label only has no finite intercept."""
         if not self.fit_intercept:

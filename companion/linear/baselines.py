@@ -45,7 +45,7 @@ class _Baseline(LinearMTL):
 
     @abstractmethod
     def _spread(self, weights: list[Tensor], intercepts: list[Tensor], n_tasks: int) -> tuple[Tensor, Tensor]:
-        """From one entry per block to ``W (d, T, G)`` and ``b (T, G)``, G the number of alphas."""
+        """From one entry per block to ``W (d, T, A)`` and ``b (T, A)``, A the number of alphas."""
 
     @abstractmethod
     def _shared_alpha(self) -> bool:
@@ -54,17 +54,15 @@ class _Baseline(LinearMTL):
     def _solve(self, tasks: Tasks) -> Result:
         if self.penalty not in ("l2", "l1"):
             raise ValueError(f"penalty must be 'l2' or 'l1'; got {self.penalty!r}")
-        if isinstance(self, MultiTaskClassifier):
-            self._need_both_classes(tasks)
         grid = self._grid()
         alpha = np.full(tasks.n_tasks, grid[0]) if len(grid) == 1 else self._choose(tasks, grid)
         self.alpha_ = float(alpha[0]) if self._shared_alpha() else alpha
         weights, intercepts, parts = [], [], []
         for block, a in zip(self._blocks(tasks), alpha, strict=False):
-            ((w, b, n_iter),) = self._path(block, [float(a)])
-            parts.append((*self._certificate(block, float(a), w, b), n_iter))
-            weights.append(w[:, None])
-            intercepts.append(b[:, None])
+            w, b, n_iter = self._path(block, np.array([a]))
+            parts.append((*self._certificate(block, float(a), w[:, 0], b[:, 0]), n_iter))
+            weights.append(w)
+            intercepts.append(b)
         W, b = self._spread(weights, intercepts, tasks.n_tasks)
         primal, dual, null = (sum(part[i] for part in parts) for i in range(3))
         return Result(W[..., 0], b[..., 0], primal, primal - dual, null, max(part[3] for part in parts))
@@ -79,29 +77,28 @@ class _Baseline(LinearMTL):
             raise ValueError(f"alpha must be {wanted} for this loss and penalty; got {self.alpha!r}")
         return -np.unique(-grid)  # falling, so that each solution starts the next
 
-    def _path(self, block: _Block, alphas: list[float]) -> list[tuple[Tensor, Tensor, int]]:
-        """``(w (d,), intercepts, n_iter)`` for every alpha, in falling order."""
-        data = (block.groups, block.n_groups)
+    def _path(self, block: _Block, alphas: np.ndarray) -> tuple[Tensor, Tensor, int]:
+        """Weights (d, A), intercepts (n_groups, A) and most iterations for A alphas in falling order."""
+        data = (block.X, block.y, block.v, block.groups, block.n_groups)
         if isinstance(self.loss, SquaredLoss):
             problem: RidgeProblem | LassoProblem
             if self.penalty == "l2":
-                problem = RidgeProblem(block.X, block.y, block.v, *data)
+                problem = RidgeProblem(*data)
             else:
-                problem = LassoProblem(block.X, block.y, block.v, *data, tol=self.tol, max_iter=self.max_iter)
-            path = []
-            for alpha in alphas:
-                w = problem.solve(alpha)
-                path.append((w, problem.intercepts(w), getattr(problem, "n_iter", 1)))
-            return path
-        path, start = [], None
-        for alpha in alphas:
+                problem = LassoProblem(*data, tol=self.tol, max_iter=self.max_iter)
+            weights = problem.path(alphas)
+            return weights, problem.intercepts(weights), getattr(problem, "n_iter", 1)
+        ws: list[Tensor] = []
+        bs: list[Tensor] = []
+        most = 0
+        for alpha in alphas.tolist():
+            start = ws[-1] if ws else None  # the solution before
             penalty, quadratic = _penalty(self.penalty, alpha), self._quadratic(alpha)
-            w, b, _, n_iter = prox_newton(
-                block.X, block.y, block.v, *data, penalty, quadratic, self.tol, self.max_iter, start
-            )
-            path.append((w, b, n_iter))
-            start = w
-        return path
+            w, b, _, n_iter = prox_newton(*data, penalty, quadratic, self.tol, self.max_iter, start)
+            ws.append(w)
+            bs.append(b)
+            most = max(most, n_iter)
+        return torch.stack(ws, dim=1), torch.stack(bs, dim=1), most
 
     def _quadratic(self, alpha: float) -> Callable[..., Tensor]:
         """Solver of the weighted least-squares problems inside proximal Newton."""
@@ -137,16 +134,13 @@ class _Baseline(LinearMTL):
         """(T,) penalties with the least held-out loss: one for all tasks, or one per task."""
         held_out_loss = np.zeros((tasks.n_tasks, len(grid)))
         for train, held_out in self._folds(tasks):
-            paths = [self._path(block, list(grid)) for block in self._blocks(train)]
-            weights = [torch.stack([w for w, _, _ in path], dim=1) for path in paths]
-            intercepts = [torch.stack([b for _, b, _ in path], dim=1) for path in paths]
-            W, b = self._spread(weights, intercepts, tasks.n_tasks)
+            weights, intercepts, _ = zip(*(self._path(block, grid) for block in self._blocks(train)), strict=True)
+            W, b = self._spread(list(weights), list(intercepts), tasks.n_tasks)
             for t, rows in enumerate(held_out):
                 X, y = tasks.tensors(t)
-                v, out = tasks.weights(t), torch.from_numpy(rows).to(y.device)
-                margins = X[out] @ W[:, t] + b[t]  # (n_out, G)
-                for g in range(len(grid)):
-                    held_out_loss[t, g] += float(self.loss.value(y[out], margins[:, g], v[out]))
+                v, out = tasks.weights(t)[:, None], torch.from_numpy(rows).to(y.device)
+                margins = X[out] @ W[:, t] + b[t]  # (n_out, A)
+                held_out_loss[t] += self.loss.value(y[out, None], margins, v[out]).cpu().numpy()
         self.cv_loss_ = held_out_loss
         if self._shared_alpha():
             return np.full(tasks.n_tasks, grid[held_out_loss.sum(0).argmin()])
@@ -291,7 +285,7 @@ _COMMON = r"""    reduction : {"mean", "sum"}
         In the library, type and device of the training data.
     task_ids_ : tuple of length T
     alpha_ : float, or (T,) array where every task has its own
-    cv_loss_ : (T, G) array
+    cv_loss_ : (T, A) array
         With a grid: held-out loss per task and alpha, alphas in falling order.
     objective_, dual_gap_ : float
         Value and absolute duality gap of the weights (NaN for alpha = 0), in float64, before float32 data rounds them.

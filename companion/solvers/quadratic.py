@@ -39,10 +39,10 @@ class Centring:
         self.X, self.y = X - self.X_mean[groups], y - self.y_mean[groups]
 
     def intercepts(self, w: Tensor) -> Tensor:
-        """(G,) optimal intercepts for weights ``w (d,)``."""
+        """(G,) optimal intercepts for weights ``w (d,)``; (G, A) for A weight vectors ``(d, A)``."""
         if self.groups is None:
-            return w.new_zeros(self.n_groups)
-        return self.y_mean - self.X_mean @ w
+            return w.new_zeros((self.n_groups, *w.shape[1:]))
+        return self.y_mean.reshape(-1, *[1] * (w.ndim - 1)) - self.X_mean @ w
 
 
 class RidgeProblem(Centring):
@@ -61,7 +61,12 @@ class RidgeProblem(Centring):
 
     def solve(self, alpha: float) -> Tensor:
         """(d,) weights for one alpha."""
-        return self._V @ (self._s / (self._s**2 + alpha) * self._Uy)
+        return self.path(np.array([alpha]))[:, 0]
+
+    def path(self, alphas: np.ndarray) -> Tensor:
+        """(d, A) weights for all alphas."""
+        ridge = torch.as_tensor(alphas, dtype=self._s.dtype, device=self._s.device)
+        return self._V @ ((self._s * self._Uy)[:, None] / (self._s[:, None] ** 2 + ridge))
 
 
 class LassoProblem(Centring):
@@ -96,6 +101,10 @@ class LassoProblem(Centring):
             self._lasso.fit(self._A, self._b)
         self.n_iter = max(self.n_iter, int(self._lasso.n_iter_))
         return torch.from_numpy(self._lasso.coef_.copy()).to(self.X)
+
+    def path(self, alphas: np.ndarray) -> Tensor:
+        """(d, A) weights for all alphas, given in falling order."""
+        return torch.stack([self.solve(float(alpha)) for alpha in alphas], dim=1)
 
 
 def group_sums(values: Tensor, groups: Tensor, n_groups: int) -> Tensor:

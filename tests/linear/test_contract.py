@@ -75,9 +75,7 @@ def test_tasks_and_long_form_agree(fitted):
     a, b = clone(model).fit(X, codes, task), clone(model).fit(tasks)
     np.testing.assert_allclose(a.coef_, b.coef_, rtol=1e-12)
     for t, prediction in enumerate(b.predict(tasks)):
-        _assert_same(
-            prediction, a.predict(X[tasks.rows][tasks.long()[2] == t], [tasks.ids[t]] * len(prediction))
-        )
+        _assert_same(prediction, a.predict(X[tasks.rows][tasks.long()[2] == t], [tasks.ids[t]] * len(prediction)))
     assert a.score(X, codes, task) == pytest.approx(b.score(tasks))
 
 

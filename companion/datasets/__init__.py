@@ -1,0 +1,38 @@
+"""Data sets of the book, real and synthetic; all of them come as :class:`companion.Tasks`, too.
+
+Real data:
+
+* :func:`load_digits_tasks`: ten one-vs-rest tasks on scikit-learn's digits; nothing to download.
+* :func:`load_computer_survey`: 190 persons rate the same 20 computers; inputs shared by all tasks.
+* :func:`load_school`: exam scores in 139 schools, with ten published splits.
+
+The last two are downloaded on first use and kept. Set the environment variable ``COMPANION_DATA`` to a folder
+that holds the files as ``computer_survey/...`` and ``school/...`` to work offline, and ``COMPANION_CACHE`` to
+choose where downloads go. :func:`fetch` does this, and checks every file by its sha256 each time; it raises
+:class:`DataMissingError` or :class:`DataCorruptError`.
+
+Synthetic data, returned with the truth: :func:`make_disjoint_groups` (each group of tasks has rank one) and
+:func:`make_overlapping_groups` (neighbouring groups share a latent task).
+"""
+
+from companion.datasets._fetch import DataCorruptError, DataFile, DataMissingError, fetch
+from companion.datasets.computer_survey import ComputerSurvey, load_computer_survey
+from companion.datasets.digits import Digits, load_digits_tasks
+from companion.datasets.school import School, load_school
+from companion.datasets.synthetic import SyntheticTasks, make_disjoint_groups, make_overlapping_groups
+
+__all__ = [
+    "ComputerSurvey",
+    "DataCorruptError",
+    "DataFile",
+    "DataMissingError",
+    "Digits",
+    "School",
+    "SyntheticTasks",
+    "fetch",
+    "load_computer_survey",
+    "load_digits_tasks",
+    "load_school",
+    "make_disjoint_groups",
+    "make_overlapping_groups",
+]

@@ -1,0 +1,117 @@
+"""The figures that chapters share; the only module that imports matplotlib.
+
+Every function draws on axes it is given (or makes) and returns them, so that a chapter can add to a figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from companion.metrics import PairedDifference
+
+#: Eight colours that stay apart for colour-blind readers (Okabe and Ito 2008), strongest contrast first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+
+
+def gain_curve(
+    ax: Axes,
+    x: ArrayLike,
+    gains: Sequence[PairedDifference],
+    label: str | None = None,
+    colour: str = COLOURS[0],
+    percent: bool = True,
+) -> Axes:
+    """Mean paired gain against a knob, with its confidence interval and the line of no gain.
+
+    Parameters
+    ----------
+    ax : Axes
+    x : (S,) numbers
+        Settings of the knob.
+    gains : S paired differences
+        One per setting, positive = better than the reference.
+    percent : bool, default True
+        Draw relative gains in percent.
+    """
+    x, scale = np.asarray(x, dtype=float), 100.0 if percent else 1.0
+    if len(x) != len(gains):
+        raise ValueError(f"x and gains must have the same length; got {len(x)} and {len(gains)}")
+    mean, low, high = (scale * np.array([getattr(g, name) for g in gains]) for name in ("mean", "low", "high"))
+    if not any(line.get_gid() == "no gain" for line in ax.lines):
+        ax.axhline(0.0, color="0.4", linewidth=0.8, linestyle=(0, (4, 3)), gid="no gain")
+    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    ax.plot(x, mean, color=colour, marker="o", markersize=4, label=label)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def forest(ax: Axes, labels: Sequence[str], differences: Sequence[PairedDifference], colour: str = COLOURS[0]) -> Axes:
+    """Paired differences as dots with intervals, one line each, first label on top, around the line of no difference.
+
+    Parameters
+    ----------
+    ax : Axes
+    labels : S strings
+    differences : S paired differences
+    """
+    if len(labels) != len(differences):
+        raise ValueError(f"labels and differences must have the same length; got {len(labels)} and {len(differences)}")
+    place = np.arange(len(labels))[::-1]
+    mean, low, high = (np.array([getattr(d, name) for d in differences]) for name in ("mean", "low", "high"))
+    ax.axvline(0.0, color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
+    ax.errorbar(mean, place, xerr=[mean - low, high - mean], fmt="o", color=colour, capsize=3, markersize=5)
+    ax.set_yticks(place, labels)
+    ax.set_ylim(-0.6, len(labels) - 0.4)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def image_grid(images: ArrayLike, titles: Sequence[str] | None = None, columns: int = 10, size: float = 0.8) -> Figure:
+    """Grey images in rows of ``columns``, dark ink on white.
+
+    Parameters
+    ----------
+    images : (n, height, width) array
+        Larger = more ink.
+    titles : n strings, optional
+    size : float
+        Width of one image in inches.
+    """
+    images = np.asarray(images)
+    if images.ndim != 3:
+        raise ValueError(f"images must have shape (n, height, width); got {images.shape}")
+    rows = -(-len(images) // columns)
+    extra = 0.25 if titles is not None else 0.0
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + extra)), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for i, image in enumerate(images):
+        ax = axes.flat[i]
+        ax.imshow(image, cmap="gray_r", interpolation="nearest")
+        if titles is not None:
+            ax.set_title(titles[i], fontsize=9, pad=2)
+    return figure
+
+
+def matrix(ax: Axes, values: ArrayLike, row_label: str, column_label: str, limit: float | None = None) -> Any:
+    """A matrix of signed numbers: white is zero, blue positive, red negative, limits symmetric.
+
+    Returns
+    -------
+    The image, for a colour bar.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 2:
+        raise ValueError(f"values must be a matrix; got shape {values.shape}")
+    limit = float(np.abs(values).max()) if limit is None else limit
+    image = ax.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    ax.set_ylabel(row_label)
+    ax.set_xlabel(column_label)
+    return image
