@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from IPython.display import HTML
     from matplotlib.figure import Figure
 
-__all__ = ["glue", "slider"]
+__all__ = ["glue", "slider", "table"]
 
 
 def glue(name: str, value: object) -> None:
@@ -34,6 +34,8 @@ def glue(name: str, value: object) -> None:
     >>> glue("n_schools", 139)
     n_schools = 139
     """
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()  # a NumPy or torch scalar would show its type in the prose
     print(f"{name} = {value}")
     # Only a kernel has prose to serve; without the book's tools (Colab) the printed line is enough.
     if "ipykernel" in sys.modules and importlib.util.find_spec("myst_nb") is not None:
@@ -71,6 +73,36 @@ def slider(figures: Sequence["Figure"], labels: Sequence[str], title: str = "ste
     key = hashlib.sha256("\0".join([title, *labels, *drawn]).encode()).hexdigest()[:10]
     frames = [_unique_ids(svg, f"s{key}f{k}-") for k, svg in enumerate(drawn)]
     return HTML(_page(f"slider-{key}", frames, labels, title, start))
+
+
+def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> "HTML":
+    """Show a table that scrolls by itself where the page is narrow.
+
+    Parameters
+    ----------
+    header : sequence of C cells
+    rows : sequence of R sequences of C cells
+        Shown as text; an ``IPython.display.HTML`` object is shown as what it holds.
+
+    Returns
+    -------
+    IPython.display.HTML
+    """
+    from IPython.display import HTML
+
+    if any(len(row) != len(header) for row in rows):
+        lengths = sorted({len(row) for row in rows})
+        raise ValueError(f"every row must have {len(header)} cells, one per column of the header; got {lengths}")
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        shown = (str(cell.data) if isinstance(cell, HTML) else html.escape(str(cell)) for cell in cells)
+        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in shown) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return HTML(
+        '<div style="overflow-x: auto"><table class="dataframe table">'  # the class that dark mode knows
+        f"<thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def _svg(figure: "Figure") -> str:

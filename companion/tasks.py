@@ -183,7 +183,7 @@ class Tasks(Sequence):
 
     @property
     def total_weight(self) -> np.ndarray:
-        """(T,) sums of the weights: the ``n_t`` of every formula."""
+        """Sums (T,) of the weights, the ``n_t`` of every formula."""
         if self._weight is None:
             return self.n_samples.astype(float)
         return np.array([float(self.weights(t).sum()) for t in range(self.n_tasks)])

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pooch
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets, pooch's import warns about a progress bar that is not used here.
+    warnings.simplefilter("ignore", TqdmWarning)
+    import pooch
 
 # Folder laid out as <COMPANION_DATA>/<folder>/<name>; only ever read.
 DATA_VARIABLE = "COMPANION_DATA"
