@@ -273,9 +273,10 @@ def test_setup_cell_takes_repository_and_version_from_their_one_place(book):
     data = notebooks.generate(book.root)[book.root / "book" / "01-first.ipynb"]
     first = json.loads(data)["cells"][0]
     assert first["metadata"] == {"tags": [notebooks.SETUP_TAG]}
-    assert "!git clone --quiet --depth 1 --branch v7.8.9 https://example.org/o/r mtl-book\n" in first["source"]
-    assert 'os.environ["COMPANION_RESULTS"] = os.path.abspath("mtl-book/book/results")' in "".join(first["source"])
-    assert 'find_spec("companion") is None' in "".join(first["source"])
+    source = "".join(first["source"])
+    assert "!git clone --quiet --depth 1 --branch v7.8.9 https://example.org/o/r mtl-book\n" in source
+    assert 'os.environ["COMPANION_RESULTS"] = os.path.abspath("mtl-book/book/results")' in source
+    assert 'find_spec("companion") is None' in source
 
 
 def test_bytes_are_deterministic_and_the_notebook_valid(book):
