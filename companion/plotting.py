@@ -87,6 +87,8 @@ def image_grid(images: ArrayLike, titles: Sequence[str] | None = None, columns: 
     images = np.asarray(images)
     if images.ndim != 3:
         raise ValueError(f"images must have shape (n, height, width); got {images.shape}")
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f"titles must have {len(images)} entries, one per image; got {len(titles)}")
     rows = -(-len(images) // columns)
     extra = 0.25 if titles is not None else 0.0
     figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + extra)), squeeze=False)

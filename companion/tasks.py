@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.utils import check_array, check_random_state
 from torch import Tensor
 
@@ -37,7 +38,8 @@ class Tasks(Sequence):
     """Ragged container of the data of T tasks.
 
     Build it with :meth:`from_long`, :meth:`from_list` or :meth:`shared`; indexing gives ``(X_t, y_t)`` in the library
-    (NumPy or torch) the data came in. Rows of weight zero are dropped: they take part in nothing.
+    (NumPy or torch) the data came in. Rows of weight zero are dropped: they take part in nothing. Memory is shared with
+    the arrays handed in where their order allows; do not write to them afterwards.
 
     Attributes
     ----------
@@ -53,6 +55,8 @@ class Tasks(Sequence):
         What the data came in, and what predictions go out in.
     rows : (N,) int64 array
         For every stored row, its position in the rows that were handed in (the long form is sorted by task).
+    n_rows : int
+        Number of rows that were handed in, those of weight zero included.
     """
 
     ids: tuple[Hashable, ...]
@@ -60,8 +64,9 @@ class Tasks(Sequence):
     library: str
     n_samples: np.ndarray
     rows: np.ndarray
+    n_rows: int
     _X: Tensor  # (N, d), tasks behind one another; (n, d) when shared
-    _y: Tensor  # (N,), or (n, T) when shared
+    _y: Tensor  # (N,), or (n, T) when shared; float64, whatever the type of X, so that no target is rounded
     _weight: Tensor | None
     _observed: Tensor | None  # (n, T) bool when shared with missing labels
     _offsets: np.ndarray  # (T + 1,) first row of every task, ragged storage only
@@ -70,12 +75,13 @@ class Tasks(Sequence):
         raise TypeError("Build Tasks with Tasks.from_long, Tasks.from_list or Tasks.shared")
 
     @classmethod
-    def _build(cls, *, ids, X, y, weight, offsets, library, rows=None) -> Tasks:
+    def _build(cls, *, ids, X, y, weight, offsets, library, rows=None, n_rows=None) -> Tasks:
         """Ragged tasks when ``offsets`` is given, else tasks over one shared ``X`` with ``y (n, T)``."""
         self = object.__new__(cls)
         self.ids, self.library, self.is_shared = tuple(ids), library, offsets is None
         self._X, self._y, self._weight = X, y, weight
         self.rows = np.arange(X.shape[0]) if rows is None else rows
+        self.n_rows = X.shape[0] if n_rows is None else n_rows
         if offsets is None:
             observed = ~torch.isnan(y)
             self._observed = None if bool(observed.all()) else observed
@@ -126,7 +132,7 @@ class Tasks(Sequence):
             X, y, index = X[rows], y[rows], index[order]
             weight = None if weight is None else weight[rows]
         offsets = np.concatenate([[0], np.cumsum(np.bincount(index, minlength=len(ids)))])
-        return cls._build(ids=ids, X=X, y=y, weight=weight, offsets=offsets, library=library, rows=order)
+        return cls._build(ids=ids, X=X, y=y, weight=weight, offsets=offsets, library=library, rows=order, n_rows=n)
 
     @classmethod
     def from_list(cls, pairs: Sequence[tuple[Any, Any]], ids: Sequence[Hashable] | None = None) -> Tasks:
@@ -153,7 +159,7 @@ class Tasks(Sequence):
         """All tasks on the same inputs: ``X (n, d)`` stored once, ``Y (n, T)`` with NaN for a missing label."""
         X, library = check_design(X)
         Y = Y if isinstance(Y, Tensor) else check_array(Y, ensure_all_finite="allow-nan", input_name="Y")
-        Y = torch.as_tensor(Y, dtype=X.dtype, device=X.device)
+        Y = (Y.detach() if isinstance(Y, Tensor) else _tensor(Y)).to(device=X.device, dtype=torch.float64)
         if Y.ndim != 2 or Y.shape[0] != X.shape[0]:
             raise ValueError(f"Y must have shape ({X.shape[0]}, T), one row per row of X; got {tuple(Y.shape)}")
         if bool(torch.isinf(Y).any()):
@@ -202,17 +208,17 @@ class Tasks(Sequence):
         """``X_t (n_t, d)`` and ``y_t (n_t,)`` as tensors; views of the storage where no label is missing."""
         if not self.is_shared:
             rows = slice(int(self._offsets[t]), int(self._offsets[t + 1]))
-            return self._X[rows], self._y[rows]
+            return self._X[rows], self._y[rows].to(self.dtype)
         if self._observed is None:
-            return self._X, self._y[:, t]
+            return self._X, self._y[:, t].to(self.dtype)
         seen = self._observed[:, t]
-        return self._X[seen], self._y[seen, t]
+        return self._X[seen], self._y[seen, t].to(self.dtype)
 
     def weights(self, t: int) -> Tensor:
         """(n_t,) sample weights of task t; ones where none were given."""
         if self._weight is None:
             return torch.ones(int(self.n_samples[t]), dtype=self.dtype, device=self.device)
-        return self._weight[int(self._offsets[t]) : int(self._offsets[t + 1])]
+        return self._weight[int(self._offsets[t]) : int(self._offsets[t + 1])].to(self.dtype)
 
     def __getitem__(self, t):
         if not isinstance(t, (int, np.integer)):
@@ -230,13 +236,22 @@ class Tasks(Sequence):
         """``X (N, d)``, ``y (N,)`` and the position of each row's task ``(N,)``, rows ordered by task."""
         index = np.repeat(np.arange(self.n_tasks), self.n_samples)
         if not self.is_shared:
-            return self.out(self._X), self.out(self._y), index
+            return self.out(self._X), self.out(self._y.to(self.dtype)), index
         parts = [self.tensors(t) for t in range(self.n_tasks)]
         return self.out(torch.cat([X for X, _ in parts])), self.out(torch.cat([y for _, y in parts])), index
 
+    def long_targets(self) -> np.ndarray:
+        """(N,) targets of all tasks behind one another, in float64."""
+        y = (
+            self._y
+            if not self.is_shared
+            else torch.cat([self._y[:, t][~self._y[:, t].isnan()] for t in range(len(self))])
+        )
+        return y.cpu().numpy()
+
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Tasks:
         """The same tasks on another device or in another floating-point type."""
-        return self._replace(self._X.to(device=device, dtype=dtype), self._y.to(device=device, dtype=dtype))
+        return self._replace(self._X.to(device=device, dtype=dtype), self._y.to(device=device))
 
     def with_targets(self, targets: Sequence[Any]) -> Tasks:
         """The same inputs with other targets: one ``(n_t,)`` vector per task, e.g. permuted or recoded."""
@@ -252,9 +267,17 @@ class Tasks(Sequence):
         return self._replace(self._X, Y)
 
     def _replace(self, X: Tensor, y: Tensor) -> Tasks:
-        weight = None if self._weight is None else self._weight.to(X)
-        offsets = None if self.is_shared else self._offsets
-        return self._build(ids=self.ids, X=X, y=y, weight=weight, offsets=offsets, library=self.library, rows=self.rows)
+        """The same rows with other numbers."""
+        return self._build(
+            ids=self.ids,
+            X=X,
+            y=y,
+            weight=None if self._weight is None else self._weight.to(X.device),
+            offsets=None if self.is_shared else self._offsets,
+            library=self.library,
+            rows=self.rows,
+            n_rows=self.n_rows,
+        )
 
     # --- dense views -----------------------------------------------------------------------------------------------
 
@@ -304,11 +327,21 @@ class Tasks(Sequence):
             test.append(chosen)
         return self._take([~c for c in test]), self._take(test)
 
-    def folds(self, n_folds: int = 3, random_state: Any = None) -> Iterator[tuple[Tasks, list[np.ndarray]]]:
+    def folds(
+        self, n_folds: int = 3, random_state: Any = None, by_target: bool = False
+    ) -> Iterator[tuple[Tasks, list[np.ndarray]]]:
         """Cross-validation stratified by task: the training part and, per task, the rows held out.
 
         Every task's rows are dealt out in random order. A task of one row always stays in the training part; a task
         with fewer rows than folds is held out in some folds only.
+
+        Parameters
+        ----------
+        n_folds : int, at least 2
+        random_state : int or numpy RandomState
+        by_target : bool, default False
+            Deal out the rows of each target value in turn, so that classes are spread evenly over the folds (not for
+            shared inputs, where one row has a label in every task).
 
         Yields
         ------
@@ -319,23 +352,44 @@ class Tasks(Sequence):
             raise ValueError(f"n_folds must be at least 2; got {n_folds}")
         rng = check_random_state(random_state)
         fold_of = []
-        for _, n in self._row_groups():
+        for t, (_, n) in enumerate(self._row_groups()):
+            order = rng.permutation(n)
+            if by_target and not self.is_shared:
+                order = order[np.argsort(self.tensors(t)[1].cpu().numpy()[order], kind="stable")]
             fold = np.empty(n, dtype=int)
             # The first fold differs from task to task, so that small tasks do not all load the same one.
-            fold[rng.permutation(n)] = (np.arange(n) + rng.randint(n_folds)) % n_folds
+            fold[order] = (np.arange(n) + rng.randint(n_folds)) % n_folds
             fold_of.append(fold if n > 1 else np.full(n, -1))
         for k in range(n_folds):
             out = [fold == k for fold in fold_of]
             yield self._take([~o for o in out]), self._held_out(out)
 
     def part(self, train_rows: Any, test_rows: Any) -> tuple[Tasks, list[np.ndarray]]:
-        """One fold from the caller's own row positions, given as positions in the rows handed in.
+        """One fold from the caller's own rows: positions in the rows handed in, or boolean masks over them.
 
         Returns what :meth:`folds` yields; a task left without training rows is an error.
         """
         sizes = np.cumsum([n for _, n in self._row_groups()])[:-1]
-        train, test = (np.isin(self.rows, np.asarray(rows)) for rows in (train_rows, test_rows))
+        train, test = (self._mask(rows)[self.rows] for rows in (train_rows, test_rows))
         return self._take(np.split(train, sizes)), self._held_out(np.split(test, sizes))
+
+    def _mask(self, rows: Any) -> np.ndarray:
+        """(n_rows,) mask of row positions or of a mask."""
+        rows = np.asarray(rows)
+        mask = np.zeros(self.n_rows, dtype=bool)
+        if rows.dtype == bool and rows.shape == mask.shape:
+            return rows
+        if (
+            rows.ndim != 1
+            or rows.dtype.kind not in "iu"
+            or (len(rows) and not 0 <= rows.min() <= rows.max() < len(mask))
+        ):
+            raise ValueError(
+                f"a fold must hold row positions 0..{self.n_rows - 1} or a mask of {self.n_rows} rows; "
+                f"got {rows.dtype} of shape {rows.shape}" + (f", {rows.min()}..{rows.max()}" if rows.size else "")
+            )
+        mask[rows] = True
+        return mask
 
     def _held_out(self, out: list[np.ndarray]) -> list[np.ndarray]:
         if not self.is_shared:
@@ -351,20 +405,30 @@ class Tasks(Sequence):
             return [("all (shared inputs)", self._X.shape[0])]
         return list(zip(self.ids, (int(n) for n in self.n_samples), strict=True))
 
-    def _take(self, keep: list[np.ndarray]) -> Tasks:
-        """The rows marked in ``keep``, one boolean array per group of :meth:`_row_groups`."""
+    def _take(self, keep: list[np.ndarray], ids: Sequence[Hashable] | None = None) -> Tasks:
+        """The rows marked in ``keep``, one boolean array per group of :meth:`_row_groups`; ``ids`` of those left."""
         rows = torch.from_numpy(np.flatnonzero(np.concatenate(keep))).to(self.device)
         weight = None if self._weight is None else self._weight[rows]
-        offsets = None if self.is_shared else np.concatenate([[0], np.cumsum([int(k.sum()) for k in keep])])
+        sizes = [int(k.sum()) for k in keep if ids is None or k.any()]
         return self._build(
-            ids=self.ids,
+            ids=self.ids if ids is None else ids,
             X=self._X[rows],
             y=self._y[rows],
             weight=weight,
-            offsets=offsets,
+            offsets=None if self.is_shared else np.concatenate([[0], np.cumsum(sizes)]),
             library=self.library,
             rows=self.rows[np.flatnonzero(np.concatenate(keep))],
+            n_rows=self.n_rows,
         )
+
+    def subset(self, positions: ArrayLike) -> Tasks:
+        """Some of the tasks, by position, with all their rows; positions must rise."""
+        chosen = np.isin(np.arange(self.n_tasks), positions)
+        ids = [id_ for id_, wanted in zip(self.ids, chosen, strict=True) if wanted]
+        if self.is_shared:
+            y = self._y[:, torch.from_numpy(np.flatnonzero(chosen)).to(self.device)]
+            return self._build(ids=ids, X=self._X, y=y, weight=None, offsets=None, library=self.library)
+        return self._take([np.full(n, wanted) for n, wanted in zip(self.n_samples, chosen, strict=True)], ids)
 
 
 @dataclass(frozen=True)
@@ -450,7 +514,7 @@ def _tensor(values: np.ndarray) -> Tensor:
 
 
 def check_vector(y: Any, n: int, name: str, like: Tensor) -> Tensor:
-    """A finite ``(n,)`` tensor with the dtype and device of ``like``."""
+    """A finite ``(n,)`` float64 tensor on the device of ``like``."""
     if y is None:
         raise ValueError(f"{name} is missing: expected {n} values, one per row of X, got None")
     if not isinstance(y, Tensor):
@@ -465,7 +529,10 @@ def check_vector(y: Any, n: int, name: str, like: Tensor) -> Tensor:
         y = _tensor(y.astype(np.float64, copy=False))
     if tuple(y.shape) != (n,):
         raise ValueError(f"{name} must have shape ({n},), one value per row of X; got {tuple(y.shape)}")
-    y = y.detach().to(like)
+    y = y.detach()
+    if y.is_complex():
+        raise ValueError(f"Complex data not supported: {name} must be real, got {y.dtype}")
+    y = y.to(device=like.device, dtype=torch.float64)
     if not bool(torch.isfinite(y).all()):
         raise ValueError(
             f"{name} must be finite; it contains NaN or infinity. Leave rows without a label out of the long form, "
@@ -491,33 +558,49 @@ def index_tasks(task: Any, n: int) -> tuple[tuple[Hashable, ...], np.ndarray]:
     if task is None:
         return (0,), np.zeros(n, dtype=np.int64)
     values = task_values(task, n)
-    try:
+    if values.dtype != object:
         ids, index = np.unique(values, return_inverse=True)
         return tuple(ids.tolist()), index.astype(np.int64)
+    # By hash, since objects may compare without being ordered (sets, for one); sorting is for the eye.
+    seen: dict[Hashable, int] = {}
+    index = np.fromiter((seen.setdefault(v, len(seen)) for v in values), np.int64, n)
+    try:
+        ordered = sorted(seen)  # type: ignore[type-var]
     except TypeError:
-        ids_seen: dict[Hashable, int] = {}
-        index = np.fromiter((ids_seen.setdefault(v, len(ids_seen)) for v in values), np.int64, n)
-        return tuple(ids_seen), index
+        return tuple(seen), index
+    place = np.empty(len(seen), dtype=np.int64)
+    for position, id_ in enumerate(ordered):
+        place[seen[id_]] = position
+    return tuple(ordered), place[index]
 
 
 def task_values(task: Any, n: int) -> np.ndarray:
     """``task`` as an (n,) array of ids; tuples and mixed types become an object array."""
     if isinstance(task, Tensor):
         task = task.detach().cpu().numpy()
-    values = np.asarray(task) if not _holds_mixed(task) else _objects(task)
+    values = _objects(task) if _needs_objects(task) else np.asarray(task)
     if values.ndim != 1 or len(values) != n:
         raise ValueError(f"task must have shape ({n},), one id per row of X; got {values.shape}")
-    if values.dtype.kind in "fO" and any(value != value for value in values.tolist()):  # NaN alone differs from itself
-        raise ValueError("task contains NaN: every row needs a task id")
+    if values.dtype.kind in "fcmMO" and any(map(_is_missing, values.tolist())):
+        raise ValueError("task contains NaN or another missing value: every row needs a task id")
     return values
 
 
-def _holds_mixed(task: Any) -> bool:
-    """np.asarray would turn [1, "a"] into strings and tuples into a second axis."""
+def _needs_objects(task: Any) -> bool:
+    """np.asarray would turn [1, "a"] into strings, tuples into a second axis and huge integers into floats."""
     if not isinstance(task, (list, tuple)):
         return False
     kinds = {type(v) for v in task}
-    return len(kinds) > 1 or bool(kinds & {tuple, frozenset})
+    if len(kinds) > 1 or any(issubclass(kind, (tuple, frozenset)) for kind in kinds):
+        return True
+    return kinds == {int} and np.asarray(task).dtype.kind not in "iu"
+
+
+def _is_missing(value: Any) -> bool:
+    """None, NaN, and the missing values of pandas, which compare as neither true nor false."""
+    return (
+        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    )
 
 
 def _objects(task: Sequence[Hashable]) -> np.ndarray:

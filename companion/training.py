@@ -50,8 +50,10 @@ def train(
     skeleton = copy.deepcopy(networks[0]).to("meta")
 
     def loss(parameters: dict, buffers: dict, X: Tensor, y: Tensor) -> Tensor:
-        output = functional_call(skeleton, (parameters, buffers), (X,)).squeeze(-1)  # (T, n)
-        return ((output - y) ** 2).mean(dim=1).sum()
+        output = functional_call(skeleton, (parameters, buffers), (X,))
+        if output.shape != (*y.shape, 1):
+            raise ValueError(f"networks must map X to {(*y.shape, 1)}, one output per task; got {tuple(output.shape)}")
+        return ((output.squeeze(-1) - y) ** 2).mean(dim=1).sum()
 
     optimizer = torch.optim.Adam(parameters.values(), lr=learning_rate, weight_decay=weight_decay)
     history = X.new_empty(steps, len(networks))

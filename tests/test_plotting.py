@@ -58,6 +58,8 @@ def test_image_grid_shows_every_image_and_hides_empty_places():
     assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c", "d", "e", ""]
     assert not figure.axes[5].axison
     plt.close(figure)
+    with pytest.raises(ValueError, match="titles must have 5 entries"):
+        image_grid(images, titles=["a"])
     with pytest.raises(ValueError, match=r"\(n, height, width\); got \(3, 4\)"):
         image_grid(images[0])
 
@@ -68,3 +70,7 @@ def test_matrix_has_symmetric_limits(axes):
     np.testing.assert_array_equal(image.get_array(), [[1.0, -3.0], [0.0, 2.0], [0.5, 0.1]])
     with pytest.raises(ValueError, match="matrix"):
         matrix(axes, [1.0], "a", "b")
+
+
+def test_matrix_takes_a_limit(axes):
+    assert matrix(axes, [[1.0, -3.0]], "feature", "task", limit=5.0).get_clim() == (-5.0, 5.0)

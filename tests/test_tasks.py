@@ -228,3 +228,135 @@ def test_bad_lists_and_shared_inputs():
         Tasks.from_long(X, np.ones(3), [0, 0, 1]).split()
     with pytest.raises(ValueError, match="expected 2 features"):
         Standardiser.fit(Tasks.from_long(X, np.ones(3))).transform(Tasks.from_long(np.ones((3, 4)), np.ones(3)))
+
+
+# --- what a careless container would get wrong
+
+
+def test_ids_without_an_order_are_told_apart_by_hash():
+    """Sets compare by inclusion: sorting them would scatter equal ids."""
+    a, b, c = frozenset("x"), frozenset("y"), frozenset("z")
+    tasks = Tasks.from_long(np.eye(6), np.arange(6.0), [a, b, a, c, b, a])
+    assert set(tasks.ids) == {a, b, c}
+    np.testing.assert_array_equal(tasks[tasks.ids.index(a)][1], [0, 2, 5])
+
+
+def test_named_tuples_and_huge_integers_are_ids():
+    from collections import namedtuple
+
+    Place = namedtuple("Place", "row column")
+    ids = [Place(1, 2), Place(0, 3), Place(1, 2)]
+    assert Tasks.from_long(np.eye(3), np.ones(3), ids).ids == (Place(0, 3), Place(1, 2))
+    huge = [2**63 + 1, -1, 2**63 + 3]
+    assert Tasks.from_long(np.eye(3), np.ones(3), huge).ids == (-1, 2**63 + 1, 2**63 + 3)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, "NA"])
+def test_missing_ids_are_refused(missing):
+    import pandas as pd
+
+    ids = pd.Series(["a", pd.NA, "b"], dtype="string") if missing == "NA" else ["a", missing, "b"]
+    with pytest.raises(ValueError, match="missing value: every row needs a task id"):
+        Tasks.from_long(np.eye(3), np.ones(3), ids)
+
+
+def test_any_memory_layout_is_taken_and_left_alone():
+    X, Y = np.arange(12.0).reshape(4, 3), np.arange(8.0).reshape(4, 2)
+    Y.flags.writeable = X.flags.writeable = False
+    tasks = Tasks.shared(X[::-1], Y[::-1])
+    np.testing.assert_array_equal(tasks[1][1], Y[::-1, 1])
+    np.testing.assert_array_equal(tasks[0][0], X[::-1])
+
+
+def test_targets_keep_their_digits_beside_float32_inputs():
+    X, y = np.eye(3, dtype=np.float32), np.array([2e7 + 1, 2e7 + 2, 2e7 + 3])
+    np.testing.assert_array_equal(Tasks.from_long(X, y).to(dtype=torch.float64)[0][1], y)
+    assert Tasks.from_long(X, y)[0][1].dtype == np.float32
+    assert Tasks.from_long(X, y).gram().XtX.dtype == torch.float64
+
+
+def test_parts_carry_their_weights(table):
+    X, y, task = table
+    weight = np.random.default_rng(5).uniform(0.5, 2, N)
+    tasks = Tasks.from_long(X, y, task, weight)
+    for part in (*tasks.split(0.4, random_state=0), next(tasks.folds(2, 0))[0], tasks.subset([0, 2])):
+        for t in range(part.n_tasks):
+            rows = part.rows[part.long()[2] == t]
+            np.testing.assert_array_equal(part.weights(t), weight[rows])
+            np.testing.assert_array_equal(part[t][1], y[rows])
+    assert tasks.subset([0, 2]).ids == ("a", "c")
+    assert Tasks.from_long(X, y, task, 2.0).total_weight.tolist() == [14, 8, 12]
+
+
+def test_subset_of_shared_inputs_keeps_missing_labels():
+    Y = np.arange(12.0).reshape(4, 3)
+    Y[1, 2] = np.nan
+    part = Tasks.shared(np.eye(4), Y, ids="abc").subset([1, 2])
+    assert part.ids == ("b", "c")
+    np.testing.assert_array_equal(part[1][1], [2, 8, 11])
+
+
+def test_folds_are_shuffled_and_spread_classes():
+    y = np.repeat([0.0, 1.0], [9, 6])
+    tasks = Tasks.from_long(np.arange(15.0)[:, None], y)
+    for train, (out,) in tasks.folds(3, random_state=0, by_target=True):
+        assert train.n_samples[0] == 10
+        assert y[out].sum() == 2
+    a, b = ([out[0].tolist() for _, out in tasks.folds(3, seed)] for seed in (0, 1))
+    assert a != b
+    assert a != [[k % 3 == i for k in range(15)] for i in range(3)]
+
+
+def test_small_tasks_do_not_all_fill_the_same_fold():
+    tasks = Tasks.from_long(np.ones((40, 1)), np.ones(40), np.repeat(np.arange(20), 2))
+    sizes = [sum(out.sum() for out in held_out) for _, held_out in tasks.folds(5, random_state=0)]
+    assert max(sizes) < 20 and min(sizes) > 0  # dealt out alike, two folds would hold all rows
+
+
+def test_masks_are_folds_too_and_wrong_positions_are_refused(table):
+    X, y, task = table
+    tasks = Tasks.from_long(X, y, task)
+    mask = np.arange(N) % 3 == 0
+    (a, held_a), (b, held_b) = tasks.part(~mask, mask), tasks.part(np.flatnonzero(~mask), np.flatnonzero(mask))
+    np.testing.assert_array_equal(a.rows, b.rows)
+    np.testing.assert_array_equal(np.concatenate(held_a), np.concatenate(held_b))
+    for bad in (np.arange(30), np.array([-1]), np.array([0.5]), mask[:5]):
+        with pytest.raises(ValueError, match=r"row positions 0\.\.16 or a mask of 17 rows"):
+            tasks.part(np.arange(3), bad)
+
+
+def test_split_leaves_a_row_on_either_side():
+    tasks = Tasks.from_long(np.ones((4, 1)), np.ones(4), [0, 0, 1, 1])
+    for size in (0.01, 0.99):
+        assert [part.n_samples.tolist() for part in tasks.split(size, 0)] == [[1, 1], [1, 1]]
+    for size in (0, 1, -0.5):
+        with pytest.raises(ValueError, match="strictly between 0 and 1"):
+            tasks.split(size)
+
+
+def test_standardiser_counts_rows_by_weight():
+    X, y = np.random.default_rng(0).normal(size=(9, 2)), np.arange(9.0)
+    weight = np.arange(9) % 3 + 1
+    a = Standardiser.fit(Tasks.from_long(X, y, None, weight))
+    repeated = np.repeat(np.arange(9), weight)
+    b = Standardiser.fit(Tasks.from_long(X[repeated], y[repeated]))
+    np.testing.assert_allclose(a.mean, b.mean, rtol=1e-12)
+    np.testing.assert_allclose(a.scale, b.scale, rtol=1e-12)
+    assert a.y_mean == pytest.approx(b.y_mean)
+    kept = a.transform(Tasks.from_long(X, y), center_y=False)
+    np.testing.assert_array_equal(kept[0][1], y)
+
+
+def test_more_bad_input():
+    with pytest.raises(ValueError, match="Complex data not supported: y"):
+        Tasks.from_long(torch.ones(3, 2), torch.ones(3, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="2 different task ids"):
+        Tasks.shared(np.ones((3, 2)), np.ones((3, 2)), ids=[1, 1])
+    tasks = Tasks.from_long(torch.ones(3, 2, dtype=torch.int64), [1, 2, 3])
+    assert tasks.dtype == torch.get_default_dtype()
+    with pytest.raises(IndexError, match=r"position 1 is outside 0\.\.0"):
+        tasks[1]
+    with pytest.raises(TypeError, match="indexed by position"):
+        tasks["a"]
+    with pytest.raises(ValueError, match="n_folds must be at least 2"):
+        next(tasks.folds(1))

@@ -91,10 +91,12 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
         if isinstance(X, Tensor):
             check_design(X)
             validate_data(self, X, skip_check_array=True)
-            y = self._encode(_to_numpy(column_or_1d(_to_numpy(_need(y, self)))))
+            y = _need(y, self)
+            if not (isinstance(y, Tensor) and y.is_complex()):  # Tasks refuses complex targets in words
+                y = self._encode(column_or_1d(_to_numpy(y)), sample_weight)
         else:
             X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], y_numeric=self._y_numeric)
-            y = self._encode(y)
+            y = self._encode(y, sample_weight)
         return Tasks.from_long(X, y, task, sample_weight)
 
     def _forget_names(self, n_features: int) -> None:
@@ -104,9 +106,13 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
 
     _y_numeric = True
 
-    def _encode(self, y: np.ndarray) -> np.ndarray:
+    def _encode(self, y: np.ndarray, sample_weight: Any = None) -> np.ndarray:
         """Targets as the loss wants them; classifiers map labels to -1 and +1."""
         return y
+
+    def _can_fit(self, tasks: Tasks) -> np.ndarray:
+        """(T,) whether the training rows of each task determine its model."""
+        return np.ones(tasks.n_tasks, dtype=bool)
 
     def _encode_tasks(self, tasks: Tasks) -> Tasks:
         return tasks
@@ -124,7 +130,7 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
         self.coef_ = tasks.out(result.W.T.contiguous().to(device=tasks.device, dtype=tasks.dtype))
         self.intercept_ = tasks.out(result.intercept.to(device=tasks.device, dtype=tasks.dtype))
         self.objective_, self.dual_gap_, self.n_iter_ = result.objective, result.dual_gap, result.n_iter
-        if result.relative_gap > self.tol:
+        if abs(result.relative_gap) > self.tol:  # negative: rounding has eaten the certificate
             warnings.warn(
                 f"{type(self).__name__} stopped after {result.n_iter} iterations (max_iter={self.max_iter}) at a "
                 f"relative duality gap of {result.relative_gap:.1e}; tol={self.tol:.1e}. The best weights are kept.",
@@ -204,8 +210,10 @@ class MultiTaskRegressor(RegressorMixin, LinearMTL):
         Parameters as in :meth:`fit`; tasks with missing labels are scored on the labels they have.
         """
         if isinstance(X, Tasks):
-            y, prediction = _flat(X, self.predict(X))
-            return float(r2_score(y, prediction))
+            if y is not None or sample_weight is not None:
+                raise ValueError("score(tasks) takes no y or sample_weight: the Tasks object carries them")
+            y, prediction, weight = _flat(X, self.predict(X, task))
+            return float(r2_score(y, prediction, sample_weight=weight))
         prediction = _to_numpy(self.predict(X, task))
         return float(r2_score(_to_numpy(y), prediction, sample_weight=sample_weight))
 
@@ -220,9 +228,11 @@ class MultiTaskClassifier(ClassifierMixin, LinearMTL):
         tags.classifier_tags.multi_class = False
         return tags
 
-    def _encode(self, y: np.ndarray) -> np.ndarray:
+    def _encode(self, y: np.ndarray, sample_weight: Any = None) -> np.ndarray:
         check_classification_targets(y)
-        self.classes_ = np.unique(y)
+        weight = np.ones(len(y)) if sample_weight is None else _to_numpy(sample_weight)
+        # A row of weight zero is no row; weights of another length are refused later, in words.
+        self.classes_ = np.unique(y[weight != 0] if weight.shape == y.shape and weight.any() else y)
         if len(self.classes_) > 2:
             kind = type_of_target(y, input_name="y", raise_unknown=True)
             raise ValueError(
@@ -235,26 +245,34 @@ class MultiTaskClassifier(ClassifierMixin, LinearMTL):
 
     def _encode_tasks(self, tasks: Tasks) -> Tasks:
         sizes = np.cumsum(tasks.n_samples)[:-1]
-        y = np.concatenate([tasks.tensors(t)[1].cpu().numpy() for t in range(tasks.n_tasks)])
-        return tasks.with_targets(np.split(self._encode(y), sizes))
+        return tasks.with_targets(np.split(self._encode(tasks.long_targets()), sizes))
 
     def _gather(self, X: Any, y: Any, task: Any, sample_weight: Any) -> Tasks:
         tasks = super()._gather(X, y, task, sample_weight)
         self._need_both_classes(tasks)
         return tasks
 
+    @property
+    def _intercept_per_task(self) -> bool:
+        """Whether each task has an intercept of its own, which takes both classes to be finite."""
+        return True
+
+    def _can_fit(self, tasks: Tasks) -> np.ndarray:
+        both = np.array([len(torch.unique(tasks.tensors(t)[1])) > 1 for t in range(tasks.n_tasks)])
+        if not self.fit_intercept:
+            return np.ones_like(both)
+        if self._intercept_per_task:
+            return both
+        return np.full_like(both, len(np.unique(tasks.long_targets())) > 1)
+
     def _need_both_classes(self, tasks: Tasks) -> None:
         """One label only has no finite intercept."""
-        if not self.fit_intercept:
-            return
-        for t, id_ in enumerate(tasks.ids):
-            y = tasks.tensors(t)[1]
-            if bool((y == y[0]).all()):
-                only = self.classes_[int(y[0] > 0)]
-                raise ValueError(
-                    f"task {id_!r} holds 1 class only ({only!r}): its intercept would be infinite. "
-                    "Leave the task out or fit without intercept"
-                )
+        for t in np.flatnonzero(~self._can_fit(tasks)).tolist():
+            only = self.classes_[int(tasks.tensors(t)[1][0] > 0)]
+            raise ValueError(
+                f"task {tasks.ids[t]!r} holds 1 class only ({only!r}): its intercept would be infinite. "
+                "Leave the task out or fit without intercept"
+            )
 
     def decision_function(self, X: Any, task: Any = None) -> Any:
         """Margins, positive for ``classes_[1]``; shapes as in :meth:`predict`."""
@@ -270,15 +288,17 @@ class MultiTaskClassifier(ClassifierMixin, LinearMTL):
 
     def _label(self, margin: Any) -> Any:
         positive = margin > 0
-        if not isinstance(margin, Tensor):
-            return self.classes_[positive.astype(int)]
+        if not isinstance(margin, Tensor) or self.classes_.dtype.kind not in "biuf":  # torch knows no strings
+            return self.classes_[_to_numpy(positive).astype(int)]
         return torch.as_tensor(self.classes_, device=margin.device)[positive.long()]
 
     def score(self, X: Any, y: Any = None, task: Any = None, sample_weight: Any = None) -> float:
         """Fraction of the pooled rows that get the right label."""
         if isinstance(X, Tasks):
-            y, prediction = _flat(X, self.predict(X))
-            return float(accuracy_score(y, prediction))
+            if y is not None or sample_weight is not None:
+                raise ValueError("score(tasks) takes no y or sample_weight: the Tasks object carries them")
+            y, prediction, weight = _flat(X, self.predict(X, task))
+            return float(accuracy_score(y, prediction, sample_weight=weight))
         prediction = _to_numpy(self.predict(X, task))
         return float(accuracy_score(_to_numpy(y), prediction, sample_weight=sample_weight))
 
@@ -294,13 +314,14 @@ def _map(function: Any, margin: Any) -> Any:
     return [function(m) for m in margin] if isinstance(margin, list) else function(margin)
 
 
-def _flat(tasks: Tasks, prediction: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Observed targets and their predictions, pooled over tasks."""
+def _flat(tasks: Tasks, prediction: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Observed targets, their predictions and weights, pooled over tasks."""
     y = np.concatenate([_to_numpy(tasks.tensors(t)[1]) for t in range(tasks.n_tasks)])
+    weight = np.concatenate([_to_numpy(tasks.weights(t)) for t in range(tasks.n_tasks)])
     if isinstance(prediction, list):
-        return y, np.concatenate([_to_numpy(p) for p in prediction])
+        return y, np.concatenate([_to_numpy(p) for p in prediction]), weight
     seen = ~np.isnan(_to_numpy(tasks._y))
-    return y, _to_numpy(prediction).T[seen.T]
+    return y, _to_numpy(prediction).T[seen.T], weight
 
 
 def _to_numpy(values: Any) -> Any:

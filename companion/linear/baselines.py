@@ -12,32 +12,63 @@ from sklearn.model_selection import check_cv
 from torch import Tensor
 
 from companion.linear._base import LinearMTL, MultiTaskClassifier, MultiTaskRegressor
-from companion.losses import LogisticLoss, SquaredLoss
+from companion.losses import LogisticLoss, Loss, SquaredLoss
 from companion.penalties.elementwise import L1, Penalty, SquaredL2
 from companion.solvers.duality import certify
 from companion.solvers.prox_newton import logistic_intercepts, prox_newton
-from companion.solvers.quadratic import LassoProblem, RidgeProblem
+from companion.solvers.quadratic import Centring, LassoProblem, RidgeProblem
 from companion.solvers.result import Result
 from companion.tasks import Tasks
 
 
 class _Block:
-    """Rows that share one weight vector: a task (SingleTask) or all tasks (Pooled).
+    """Rows that share one weight vector: a task (SingleTask) or all tasks (Pooled), centred.
 
-    ``X (n, d)``, ``y (n,)``, ``v (n,)`` row weights; ``groups (n,)`` says which intercept a row has, None for none.
+    Centring by the mean of every group of rows with a common intercept changes nothing but the intercepts, and keeps
+    certificates exact for data far from zero. For squared loss it removes the intercepts, for logistic loss not.
+
+    Parameters
+    ----------
+    X : (n, d), y : (n,), v : (n,) row weights
+    groups : (n,) tensor or None
+        Which intercept a row has; None for none.
     """
 
-    def __init__(self, X: Tensor, y: Tensor, v: Tensor, groups: Tensor | None, n_groups: int) -> None:
-        self.X, self.y, self.v, self.groups, self.n_groups = X, y, v, groups, n_groups
+    def __init__(
+        self, loss: Loss, X: Tensor, y: Tensor, v: Tensor, groups: Tensor | None = None, n_groups: int = 1
+    ) -> None:
+        self._centring = Centring(X, y, v, groups, n_groups)
+        squared = isinstance(loss, SquaredLoss)
+        self.loss, self.X, self.v, self.n_groups = loss, self._centring.X, v, n_groups
+        self.y = self._centring.y if squared else y
+        self.groups = None if squared else groups
 
-    def margins(self, w: Tensor, b: Tensor) -> Tensor:
-        return self.X @ w if self.groups is None else self.X @ w + b[self.groups]
+    @property
+    def data(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
+        """What solvers take."""
+        return self.X, self.y, self.v, self.groups, self.n_groups
+
+    def intercepts(self, weights: Tensor, centred: Tensor) -> Tensor:
+        """(n_groups, A) intercepts on the data as it came, from those on centred data."""
+        if self.groups is None:
+            return self._centring.intercepts(weights)
+        return centred - self._centring.X_mean @ weights
+
+    def margins(self, w: Tensor, centred: Tensor) -> Tensor:
+        """(n,) margins on centred data; for squared loss less the mean of the targets."""
+        return self.X @ w if self.groups is None else self.X @ w + centred[self.groups]
+
+    def null_objective(self) -> float:
+        """Objective of the intercept-only model."""
+        zero = torch.zeros_like(self.y)
+        b = logistic_intercepts(zero, *self.data[1:]) if self.groups is not None else zero
+        return float(self.loss.value(self.y, self.margins(zero.new_zeros(self.X.shape[1]), b), self.v))
 
 
 class _Baseline(LinearMTL):
     """Ridge or lasso on blocks of rows, with alpha given or chosen by cross-validation."""
 
-    loss: Any
+    loss: Loss
 
     @abstractmethod
     def _blocks(self, tasks: Tasks) -> Iterator[_Block]:
@@ -55,14 +86,16 @@ class _Baseline(LinearMTL):
         if self.penalty not in ("l2", "l1"):
             raise ValueError(f"penalty must be 'l2' or 'l1'; got {self.penalty!r}")
         grid = self._grid()
+        self.__dict__.pop("cv_loss_", None)  # of an earlier fit
         alpha = np.full(tasks.n_tasks, grid[0]) if len(grid) == 1 else self._choose(tasks, grid)
         self.alpha_ = float(alpha[0]) if self._shared_alpha() else alpha
         weights, intercepts, parts = [], [], []
         for block, a in zip(self._blocks(tasks), alpha, strict=False):
-            w, b, n_iter = self._path(block, np.array([a]))
-            parts.append((*self._certificate(block, float(a), w[:, 0], b[:, 0]), n_iter))
+            w, centred, n_iter = self._path(block, np.array([a]))
+            primal, dual = self._certify(block, float(a), w[:, 0], centred[:, 0])
+            parts.append((primal, dual, block.null_objective(), n_iter))
             weights.append(w)
-            intercepts.append(b)
+            intercepts.append(block.intercepts(w, centred))
         W, b = self._spread(weights, intercepts, tasks.n_tasks)
         primal, dual, null = (sum(part[i] for part in parts) for i in range(3))
         return Result(W[..., 0], b[..., 0], primal, primal - dual, null, max(part[3] for part in parts))
@@ -78,23 +111,22 @@ class _Baseline(LinearMTL):
         return -np.unique(-grid)  # falling, so that each solution starts the next
 
     def _path(self, block: _Block, alphas: np.ndarray) -> tuple[Tensor, Tensor, int]:
-        """Weights (d, A), intercepts (n_groups, A) and most iterations for A alphas in falling order."""
-        data = (block.X, block.y, block.v, block.groups, block.n_groups)
+        """Weights (d, A), intercepts on centred data (n_groups, A), most iterations, for A alphas in falling order."""
         if isinstance(self.loss, SquaredLoss):
             problem: RidgeProblem | LassoProblem
             if self.penalty == "l2":
-                problem = RidgeProblem(*data)
+                problem = RidgeProblem(*block.data)
             else:
-                problem = LassoProblem(*data, tol=self.tol, max_iter=self.max_iter)
+                problem = LassoProblem(*block.data, gap=self.tol * block.null_objective(), max_iter=self.max_iter)
             weights = problem.path(alphas)
-            return weights, problem.intercepts(weights), getattr(problem, "n_iter", 1)
+            return weights, weights.new_zeros(block.n_groups, len(alphas)), getattr(problem, "n_iter", 1)
         ws: list[Tensor] = []
         bs: list[Tensor] = []
         most = 0
         for alpha in alphas.tolist():
             start = ws[-1] if ws else None  # the solution before
             penalty, quadratic = _penalty(self.penalty, alpha), self._quadratic(alpha)
-            w, b, _, n_iter = prox_newton(*data, penalty, quadratic, self.tol, self.max_iter, start)
+            w, b, _, n_iter = prox_newton(*block.data, penalty, quadratic, self.tol, self.max_iter, start)
             ws.append(w)
             bs.append(b)
             most = max(most, n_iter)
@@ -102,55 +134,62 @@ class _Baseline(LinearMTL):
 
     def _quadratic(self, alpha: float) -> Callable[..., Tensor]:
         """Solver of the weighted least-squares problems inside proximal Newton."""
-        if self.penalty == "l2":
-            return lambda X, z, h, groups, n_groups: RidgeProblem(X, z, h, groups, n_groups).solve(alpha)
-        # Newton's own error falls quadratically: its last subproblem has to be better than the final tolerance.
-        return lambda X, z, h, groups, n_groups: LassoProblem(
-            X, z, h, groups, n_groups, tol=self.tol / 10, max_iter=self.max_iter
-        ).solve(alpha)
 
-    def _certificate(self, block: _Block, alpha: float, w: Tensor, b: Tensor) -> tuple[float, float, float]:
-        """Primal and dual value at (w, b) and the objective of the intercept-only model."""
-        if block.groups is not None:
-            null_b = self._null_intercepts(block)
-            null_m = null_b[block.groups]
-        else:
-            null_m = torch.zeros_like(block.y)
-        null = float(self.loss.value(block.y, null_m, block.v))
-        m = block.margins(w, b)
+        def ridge(X: Tensor, z: Tensor, h: Tensor, groups: Tensor | None, n_groups: int, gap: float) -> Tensor:
+            return RidgeProblem(X, z, h, groups, n_groups).solve(alpha)
+
+        def lasso(X: Tensor, z: Tensor, h: Tensor, groups: Tensor | None, n_groups: int, gap: float) -> Tensor:
+            return LassoProblem(X, z, h, groups, n_groups, gap, self.max_iter).solve(alpha)
+
+        return ridge if self.penalty == "l2" else lasso
+
+    def _certify(self, block: _Block, alpha: float, w: Tensor, centred: Tensor) -> tuple[float, float]:
+        """Primal and dual value; without a penalty there is no dual value."""
+        m = block.margins(w, centred)
         if alpha == 0:
-            value = float(self.loss.value(block.y, m, block.v))
-            return value, float("nan"), null
-        primal, dual = certify(self.loss, _penalty(self.penalty, alpha), block.X, block.y, block.v, w, m)
-        return primal, dual, null
-
-    def _null_intercepts(self, block: _Block) -> Tensor:
-        if isinstance(self.loss, LogisticLoss):
-            return logistic_intercepts(torch.zeros_like(block.y), block.y, block.v, block.groups, block.n_groups)
-        zeros = torch.zeros_like(block.X[:, :1])
-        return RidgeProblem(zeros, block.y, block.v, block.groups, block.n_groups).intercepts(zeros[0])
+            return float(self.loss.value(block.y, m, block.v)), float("nan")
+        return certify(self.loss, _penalty(self.penalty, alpha), block.X, block.y, block.v, w, m)
 
     def _choose(self, tasks: Tasks, grid: np.ndarray) -> np.ndarray:
-        """(T,) penalties with the least held-out loss: one for all tasks, or one per task."""
-        held_out_loss = np.zeros((tasks.n_tasks, len(grid)))
+        """(T,) penalties with the least held-out loss: one for all tasks, or one per task.
+
+        Held-out rows have the weights of the objective: with ``reduction="mean"`` every task counts the same. A task
+        that no fold can score (one row; one class left to train on) takes the penalty that suits the others.
+        """
+        held_out_loss, scored = np.zeros((tasks.n_tasks, len(grid))), np.zeros(tasks.n_tasks, dtype=bool)
         for train, held_out in self._folds(tasks):
-            weights, intercepts, _ = zip(*(self._path(block, grid) for block in self._blocks(train)), strict=True)
-            W, b = self._spread(list(weights), list(intercepts), tasks.n_tasks)
-            for t, rows in enumerate(held_out):
+            fit = np.flatnonzero(self._can_fit(train))
+            if len(fit) == 0:
+                continue
+            blocks = [(block, self._path(block, grid)) for block in self._blocks(train.subset(fit))]
+            weights = [w for _, (w, _, _) in blocks]
+            intercepts = [block.intercepts(w, centred) for block, (w, centred, _) in blocks]
+            W, b = self._spread(weights, intercepts, len(fit))
+            for k, t in enumerate(fit.tolist()):
                 X, y = tasks.tensors(t)
-                v, out = tasks.weights(t)[:, None], torch.from_numpy(rows).to(y.device)
-                margins = X[out] @ W[:, t] + b[t]  # (n_out, A)
+                v, out = self._row_weights(tasks, t)[:, None], torch.from_numpy(held_out[t]).to(y.device)
+                margins = X[out] @ W[:, k] + b[k]  # (n_out, A)
                 held_out_loss[t] += self.loss.value(y[out, None], margins, v[out]).cpu().numpy()
+                scored[t] |= bool(out.any())
+        if not scored.any():
+            raise ValueError(
+                "no fold could be scored: some task needs rows to hold out (one sample leaves none) and, for a "
+                "classifier with free intercepts, both classes among the rest; give one alpha instead of a grid"
+            )
         self.cv_loss_ = held_out_loss
+        common = grid[held_out_loss.sum(0).argmin()]
         if self._shared_alpha():
-            return np.full(tasks.n_tasks, grid[held_out_loss.sum(0).argmin()])
-        return grid[held_out_loss.argmin(1)]
+            return np.full(tasks.n_tasks, common)
+        return np.where(scored, grid[held_out_loss.argmin(1)], common)
 
     def _folds(self, tasks: Tasks) -> Iterator[tuple[Tasks, list[np.ndarray]]]:
         if isinstance(self.cv, (int, np.integer)):
-            yield from tasks.folds(int(self.cv), self.random_state)
+            yield from tasks.folds(int(self.cv), self.random_state, by_target=isinstance(self.loss, LogisticLoss))
             return
-        for train, test in check_cv(self.cv).split(np.zeros(int(tasks.rows.max()) + 1)):
+        y = np.zeros(tasks.n_rows)
+        if not tasks.is_shared:  # for splitters that look at the classes
+            y[tasks.rows] = tasks.long_targets()
+        for train, test in check_cv(self.cv).split(np.zeros((tasks.n_rows, 1)), y):
             yield tasks.part(train, test)
 
 
@@ -188,7 +227,7 @@ class _OnePerTask(_Baseline):
         for t in range(tasks.n_tasks):
             X, y = tasks.tensors(t)
             groups = torch.zeros(len(y), dtype=torch.int64, device=y.device) if self.fit_intercept else None
-            yield _Block(X, y, self._row_weights(tasks, t), groups, 1)
+            yield _Block(self.loss, X, y, self._row_weights(tasks, t), groups)
 
     def _spread(self, weights: list[Tensor], intercepts: list[Tensor], n_tasks: int) -> tuple[Tensor, Tensor]:
         return torch.stack(weights, dim=1), torch.cat(intercepts)
@@ -221,6 +260,10 @@ class _OneForAll(_Baseline):
         self.random_state = random_state
         self.device = device
 
+    @property
+    def _intercept_per_task(self) -> bool:
+        return self.per_task_intercept
+
     def _shared_alpha(self) -> bool:
         return True
 
@@ -231,7 +274,8 @@ class _OneForAll(_Baseline):
         if self.fit_intercept:
             index = np.repeat(np.arange(tasks.n_tasks), tasks.n_samples) * bool(self.per_task_intercept)
             groups, n_groups = torch.from_numpy(index).to(v.device), int(index[-1]) + 1
-        yield _Block(torch.cat([X for X, _ in parts]), torch.cat([y for _, y in parts]), v, groups, n_groups)
+        X, y = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+        yield _Block(self.loss, X, y, v, groups, n_groups)
 
     def _spread(self, weights: list[Tensor], intercepts: list[Tensor], n_tasks: int) -> tuple[Tensor, Tensor]:
         W = weights[0][:, None, :].expand(-1, n_tasks, -1)
@@ -269,7 +313,8 @@ _COMMON = r"""    reduction : {"mean", "sum"}
     fit_intercept : bool, default True
         Fit unpenalised intercepts.
     cv : int or iterable of (train, test) row positions, default 3
-        Folds of the search over a grid of alpha; an int gives shuffled folds stratified by task.
+        Folds of the search over a grid of alpha; an int gives shuffled folds stratified by task (and by class). The
+        rows held out are weighted as in the objective: each task counts the same with "mean", each row with "sum".
     tol : float, default 1e-8
         Duality gap allowed, relative to the objective of the intercept-only model.
     max_iter : int, default 10000

@@ -63,8 +63,8 @@ class HardSharing(nn.Module):
         """
         if isinstance(X, Tensor):
             n_tasks = self.head_weight.shape[0]
-            if X.shape[-1] != self.trunk_weight.shape[0] or (X.ndim == 3 and X.shape[0] != n_tasks) or X.ndim > 3:
-                d = self.trunk_weight.shape[0]
+            d = self.trunk_weight.shape[0]
+            if X.ndim not in (2, 3) or X.shape[-1] != d or (X.ndim == 3 and X.shape[0] != n_tasks):
                 raise ValueError(f"X must be (n, {d}), ({n_tasks}, n, {d}) or a list; got {tuple(X.shape)}")
             return self.features(X) @ self.head_weight + self.head_bias
         if len(X) != self.head_weight.shape[0]:

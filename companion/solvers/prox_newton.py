@@ -20,7 +20,7 @@ def prox_newton(
     groups: Tensor | None,
     n_groups: int,
     penalty: Penalty,
-    solve_quadratic: Callable[[Tensor, Tensor, Tensor, Tensor | None, int], Tensor],
+    solve_quadratic: Callable[[Tensor, Tensor, Tensor, Tensor | None, int, float], Tensor],
     tol: float,
     max_iter: int,
     start: Tensor | None = None,
@@ -39,9 +39,11 @@ def prox_newton(
     groups : (n,) int64 tensor or None
         Group of every row; each group has its own free intercept. None: no intercept.
     solve_quadratic : callable
-        ``(X, z, h, groups, n_groups) -> w`` for targets ``z`` and row weights ``h``.
+        ``(X, z, h, groups, n_groups, gap) -> w`` for targets ``z`` and row weights ``h``; iterative ones may stop at
+        the absolute duality gap ``gap`` of that problem.
     tol : float
-        Stop when the gap is at most ``tol`` times the objective of the intercept-only model.
+        Stop when the gap is at most ``tol`` times the objective of the intercept-only model. It must not be negative
+        by more either: that would be rounding, not convergence.
     start : (d,) tensor, optional
         First weights; zero by default.
 
@@ -59,22 +61,30 @@ def prox_newton(
 
     null = float(evaluate(torch.zeros_like(w))[2])
     b, m, value = evaluate(w)
+    before: tuple[Tensor, Tensor, Certificate] | None = (
+        None  # the point before a step too small to be seen in the value
+    )
     for iteration in range(1, max_iter + 1):
         certificate = certify(loss, penalty, X, y, v, w, m)
-        if certificate.gap <= tol * null:
+        if before is not None and abs(certificate.gap) >= abs(before[2].gap):
+            return *before, iteration
+        if abs(certificate.gap) <= tol * null:
             return w, b, certificate, iteration
         # The floor keeps rows classified beyond doubt in the expansion; their curvature underflows.
         h = torch.maximum(loss.curvature(y, m, v), 1e-12 * v)
-        direction = solve_quadratic(X, m - loss.grad(y, m, v) / h, h, groups, n_groups) - w
-        step = 1.0
-        while True:
-            b_new, m_new, value_new = evaluate(w + step * direction)
-            if value_new < value or step < 1e-10:
-                break
+        # Newton's own error falls quadratically: its subproblems have to be better than the final tolerance.
+        target = m - loss.grad(y, m, v) / h
+        direction = solve_quadratic(X, target, h, groups, n_groups, tol * null / 20) - w
+        # Near the solution the value falls by the square of what the gap falls by, hence by less than rounding.
+        allowed, step = value + 1e-15 * null, 1.0
+        new = evaluate(w + direction)
+        while new[2] > allowed and step > 1e-10:
             step /= 2
-        if value_new >= value:  # no descent left within rounding
+            new = evaluate(w + step * direction)
+        if new[2] > allowed:
             return w, b, certificate, iteration
-        w, b, m, value = w + step * direction, b_new, m_new, value_new
+        before = (w, b, certificate) if new[2] >= value else None
+        w, (b, m, value) = w + step * direction, new
     return w, b, certify(loss, penalty, X, y, v, w, m), max_iter
 
 
@@ -95,11 +105,11 @@ def logistic_intercepts(m: Tensor, y: Tensor, v: Tensor, groups: Tensor | None, 
         bend = group_sums(loss.curvature(y, shifted, v), groups, n_groups)
         low, high = torch.where(slope < 0, b, low), torch.where(slope > 0, b, high)
         newton = b - slope / bend.clamp(min=1e-300)
-        inside = (newton > low) & (newton < high)
+        inside = (newton >= low) & (newton <= high)  # at the solution the step is zero and b an end of the bracket
         proposal = torch.where(slope == 0, b, torch.where(inside, newton, (low + high) / 2))
         moved = (proposal - b).abs()
         b = proposal
-        if bool((moved <= 4e-16 * (1 + b.abs())).all()):
+        if bool((moved <= 1e-15 * (1 + b.abs())).all()):
             break
     return b
 

@@ -26,23 +26,34 @@ class Centring:
         Targets and row weights > 0.
     groups : (n,) int64 tensor or None
         Group of every row, 0..n_groups-1, none empty.
+
+    Attributes
+    ----------
+    X, y : the centred data
+    X_mean (G, d), y_mean (G,) : what was subtracted
     """
 
     def __init__(self, X: Tensor, y: Tensor, v: Tensor, groups: Tensor | None, n_groups: int) -> None:
-        self.root, self.n_groups, self.groups = v.sqrt(), n_groups, groups
+        self.root, self.groups = v.sqrt(), groups
         if groups is None:
             self.X, self.y = X, y
+            self.X_mean, self.y_mean = X.new_zeros(n_groups, X.shape[1]), y.new_zeros(n_groups)
             return
         total = group_sums(v, groups, n_groups)
-        self.y_mean = group_sums(v * y, groups, n_groups) / total  # (G,)
-        self.X_mean = group_sums(v[:, None] * X, groups, n_groups) / total[:, None]  # (G, d)
-        self.X, self.y = X - self.X_mean[groups], y - self.y_mean[groups]
+        self.y_mean = group_sums(v * y, groups, n_groups) / total
+        self.X_mean = group_sums(v[:, None] * X, groups, n_groups) / total[:, None]
+        self.X, self.y = _subtract(X, self.X_mean[groups]), _subtract(y, self.y_mean[groups])
 
     def intercepts(self, w: Tensor) -> Tensor:
         """(G,) optimal intercepts for weights ``w (d,)``; (G, A) for A weight vectors ``(d, A)``."""
-        if self.groups is None:
-            return w.new_zeros((self.n_groups, *w.shape[1:]))
         return self.y_mean.reshape(-1, *[1] * (w.ndim - 1)) - self.X_mean @ w
+
+
+def _subtract(values: Tensor, mean: Tensor) -> Tensor:
+    """``values - mean``, exactly zero where the difference is rounding: a constant column must stay without effect."""
+    difference = values - mean
+    noise = 8 * torch.finfo(values.dtype).eps * mean.abs()
+    return torch.where(difference.abs() <= noise, 0.0, difference)
 
 
 class RidgeProblem(Centring):
@@ -55,7 +66,7 @@ class RidgeProblem(Centring):
     def __init__(self, X: Tensor, y: Tensor, v: Tensor, groups: Tensor | None, n_groups: int) -> None:
         super().__init__(X, y, v, groups, n_groups)
         U, s, Vh = torch.linalg.svd(self.root[:, None] * self.X, full_matrices=False)
-        kept = s > s[0] * max(X.shape) * torch.finfo(s.dtype).eps
+        kept = s > s.max() * max(X.shape) * torch.finfo(s.dtype).eps
         self._s, self._V = s[kept], Vh[kept].T
         self._Uy = U[:, kept].T @ (self.root * self.y)
 
@@ -73,7 +84,7 @@ class LassoProblem(Centring):
     r"""Lasso, :math:`\Omega_\alpha(w) = \alpha \lVert w \rVert_1`, by scikit-learn's coordinate descent.
 
     It works on the CPU whatever the device of the data, and starts each solve from the solution before, so hand it the
-    alphas in falling order. ``tol`` bounds the duality gap relative to the intercept-only objective.
+    alphas in falling order. It stops at an absolute duality gap of ``gap``, or at what rounding allows.
     """
 
     def __init__(
@@ -83,14 +94,16 @@ class LassoProblem(Centring):
         v: Tensor,
         groups: Tensor | None,
         n_groups: int,
-        tol: float = 1e-8,
+        gap: float,
         max_iter: int = 10_000,
     ) -> None:
         super().__init__(X, y, v, groups, n_groups)
         self._A = np.asfortranarray((self.root[:, None] * self.X).cpu().numpy())
         self._b = (self.root * self.y).cpu().numpy()
-        # scikit-learn compares the gap with tol * ||b||^2, twice the objective at zero; half of ours leaves a margin.
-        self._lasso = Lasso(fit_intercept=False, tol=tol / 4, max_iter=max_iter, warm_start=True)
+        # scikit-learn compares the gap with tol * ||b||^2; half of what is asked for leaves a margin.
+        size = float(self._b @ self._b)
+        tol = max(gap / (2 * size), 1e-15) if size > 0 else 1.0
+        self._lasso = Lasso(fit_intercept=False, tol=tol, max_iter=max_iter, warm_start=True)
         self.n_iter = 0
 
     def solve(self, alpha: float) -> Tensor:

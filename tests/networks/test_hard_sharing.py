@@ -94,3 +94,13 @@ def test_bad_input():
         train([network(), network()], X, X[..., 0], steps=1)
     with pytest.raises(ValueError, match="steps must be at least 1"):
         train([network()], X, X[..., 0], steps=0)
+
+
+def test_shapes_that_would_broadcast_are_refused():
+    with pytest.raises(ValueError, match=r"got \(5,\)"):
+        network()(torch.ones(D, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"got \(1, 3, 7, 5\)"):
+        network()(torch.ones(1, T, N, D, dtype=torch.float64))
+    X = torch.zeros(1, T, 1, D, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"must map X to \(3, 1, 1\), one output per task; got \(3, 1, 4\)"):
+        train([network()], X, X[..., 0], steps=1)
