@@ -195,7 +195,7 @@ def paired_difference(a: Any, b: Any, confidence: float = 0.95) -> PairedDiffere
         One number per split or seed, in the same order in both.
     confidence : float in (0, 1), default 0.95
         Coverage of the interval if the differences are independent draws of a normal distribution. Splits of one data
-        set share rows and are not independent: read the interval as a lower bound of the uncertainty there.
+        set share rows and are not independent: the interval is then usually too short for statements about new data.
 
     Returns
     -------

@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import Lasso
+from sklearn.linear_model import lasso_path
 from torch import Tensor
 
 
@@ -65,9 +65,9 @@ class RidgeProblem(Centring):
 
     def __init__(self, X: Tensor, y: Tensor, v: Tensor, groups: Tensor | None, n_groups: int) -> None:
         super().__init__(X, y, v, groups, n_groups)
-        U, s, Vh = torch.linalg.svd(self.root[:, None] * self.X, full_matrices=False)
+        U, s, Qh = torch.linalg.svd(self.root[:, None] * self.X, full_matrices=False)
         kept = s > s.max() * max(X.shape) * torch.finfo(s.dtype).eps
-        self._s, self._V = s[kept], Vh[kept].T
+        self._s, self._Q = s[kept], Qh[kept].T
         self._Uy = U[:, kept].T @ (self.root * self.y)
 
     def solve(self, alpha: float) -> Tensor:
@@ -77,7 +77,7 @@ class RidgeProblem(Centring):
     def path(self, alphas: np.ndarray) -> Tensor:
         """(d, A) weights for all alphas."""
         ridge = torch.as_tensor(alphas, dtype=self._s.dtype, device=self._s.device)
-        return self._V @ ((self._s * self._Uy)[:, None] / (self._s[:, None] ** 2 + ridge))
+        return self._Q @ ((self._s * self._Uy)[:, None] / (self._s[:, None] ** 2 + ridge))
 
 
 class LassoProblem(Centring):
@@ -103,21 +103,22 @@ class LassoProblem(Centring):
         # scikit-learn compares the gap with tol * ||b||^2; half of what is asked for leaves a margin.
         size = float(self._b @ self._b)
         tol = max(gap / (2 * size), 1e-15) if size > 0 else 1.0
-        self._lasso = Lasso(fit_intercept=False, tol=tol, max_iter=max_iter, warm_start=True)
+        self._options = {"tol": tol, "max_iter": max_iter, "precompute": False, "return_n_iter": True}
+        self._w = np.zeros(X.shape[1])
         self.n_iter = 0
 
     def solve(self, alpha: float) -> Tensor:
         """(d,) weights for one alpha > 0; the caller certifies them, so no warning is given here."""
-        self._lasso.set_params(alpha=alpha / len(self._b))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self._lasso.fit(self._A, self._b)
-        self.n_iter = max(self.n_iter, int(self._lasso.n_iter_))
-        return torch.from_numpy(self._lasso.coef_.copy()).to(self.X)
+        return self.path(np.array([alpha]))[:, 0]
 
     def path(self, alphas: np.ndarray) -> Tensor:
         """(d, A) weights for all alphas, given in falling order."""
-        return torch.stack([self.solve(float(alpha)) for alpha in alphas], dim=1)
+        scaled = alphas / len(self._b)  # scikit-learn divides the squared error by the number of rows
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            _, weights, _, n_iter = lasso_path(self._A, self._b, alphas=scaled, coef_init=self._w, **self._options)
+        self._w, self.n_iter = weights[:, -1].copy(), max(self.n_iter, *map(int, n_iter))
+        return torch.from_numpy(weights).to(self.X)
 
 
 def group_sums(values: Tensor, groups: Tensor, n_groups: int) -> Tensor:
