@@ -287,7 +287,6 @@ def _penalty(kind: str, alpha: float) -> Penalty:
 
 
 _SINGLE = r"""
-
     Parameters
     ----------
     alpha : float or 1-D array, default 0.1
@@ -298,7 +297,6 @@ _SINGLE = r"""
         With a grid: let every task choose its own alpha instead of one for all.
 """
 _POOLED = r"""
-
     Parameters
     ----------
     alpha : float or 1-D array, default 0.1
@@ -339,36 +337,55 @@ _COMMON = r"""    reduction : {"mean", "sum"}
 
 
 class SingleTask(_OnePerTask, MultiTaskRegressor):
-    __doc__ = r"""One linear regression per task: nothing is shared.
+    __doc__ = (
+        r"""One linear regression per task: nothing is shared.
 
     Minimises :math:`\sum_t \tfrac{1}{2 n_t} \lVert y_t - X_t w_t - b_t \rVert^2 + \sum_t \Omega(w_t)`; ridge in closed
-    form, lasso by coordinate descent.""" + _SINGLE + _COMMON  # fmt: skip
+    form, lasso by coordinate descent.
+"""
+        + _SINGLE
+        + _COMMON
+    )
 
     loss = SquaredLoss()
 
 
 class Pooled(_OneForAll, MultiTaskRegressor):
-    __doc__ = r"""One linear regression for all tasks: everything is shared.
+    __doc__ = (
+        r"""One linear regression for all tasks: everything is shared.
 
-    Minimises :math:`\sum_t \tfrac{1}{2 n_t} \lVert y_t - X_t w - b \rVert^2 + \Omega(w)`, one w for all tasks.""" + _POOLED + _COMMON  # noqa: E501  # fmt: skip
+    Minimises :math:`\sum_t \tfrac{1}{2 n_t} \lVert y_t - X_t w - b \rVert^2 + \Omega(w)`, one w for all tasks.
+"""
+        + _POOLED
+        + _COMMON
+    )
 
     loss = SquaredLoss()
 
 
 class SingleTaskClassifier(_OnePerTask, MultiTaskClassifier):
-    __doc__ = r"""One logistic regression per task: nothing is shared.
+    __doc__ = (
+        r"""One logistic regression per task: nothing is shared.
 
     Minimises :math:`\sum_t \tfrac{1}{n_t} \sum_i \log(1 + e^{-y_{ti} (x_{ti}^\top w_t + b_t)}) + \sum_t \Omega(w_t)`
     over labels -1/+1 by proximal Newton. Every task is binary, with the same two labels.
-    """.rstrip() + _SINGLE + _COMMON  # fmt: skip
+"""
+        + _SINGLE
+        + _COMMON
+    )
 
     loss = LogisticLoss()
 
 
 class PooledClassifier(_OneForAll, MultiTaskClassifier):
-    __doc__ = r"""One logistic regression for all tasks: everything is shared.
+    __doc__ = (
+        r"""One logistic regression for all tasks: everything is shared.
 
     Minimises :math:`\sum_t \tfrac{1}{n_t} \sum_i \log(1 + e^{-y_{ti} (x_{ti}^\top w + b)}) + \Omega(w)`, one w for all
-    tasks.""" + _POOLED + _COMMON  # fmt: skip
+    tasks.
+"""
+        + _POOLED
+        + _COMMON
+    )
 
     loss = LogisticLoss()
