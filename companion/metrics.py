@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from companion.tasks import index_tasks
+from companion._checks import index_tasks
 
 Metric = Callable[[Any, Any], float]
 

@@ -20,8 +20,9 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
+from companion._checks import check_design, some_ids, task_values
 from companion.solvers.result import Result
-from companion.tasks import Tasks, check_design, some_ids, task_values
+from companion.tasks import Tasks
 
 
 class LinearMTL(BaseEstimator, metaclass=ABCMeta):

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "companion"
 
 # A module may import from its own layer's modules named with it, and from every layer above.
 LAYERS = (
+    {"_checks"},
     {"tasks", "metrics", "records", "tensors", "book"},
     {"losses", "penalties", "sharing", "datasets"},
     {"solvers", "factorized", "plotting"},
@@ -27,7 +28,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Narrower than its layer: a solver calls the methods it is given, so it knows what a penalty must have, not one.
 PROTOCOLS_ONLY = {("solvers", "penalties")}
-ONLY = {"datasets": {"tasks"}, "plotting": {"sharing", "records", "metrics"}, "book": set()}
+ONLY = {"_checks": set(), "datasets": {"tasks"}, "plotting": {"sharing", "records", "metrics"}, "book": set()}
 
 
 def modules():
