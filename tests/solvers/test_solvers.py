@@ -125,6 +125,22 @@ def test_intercepts_zero_the_gradient_of_every_group(data):
         assert abs(float(slope[groups == g].sum())) < 1e-12
 
 
+def test_intercepts_settle_in_a_few_steps(monkeypatch):
+    """Newton's steps converge; a bracket that shuts them out would bisect to the end of the loop."""
+    rng = torch.Generator().manual_seed(0)
+    calls = []
+    slope = LogisticLoss.grad
+    monkeypatch.setattr(LogisticLoss, "grad", lambda self, y, m, v: calls.append(1) or slope(self, y, m, v))
+    for _ in range(30):
+        m = 5 * torch.randn(N, dtype=torch.float64, generator=rng)
+        y = torch.where(torch.rand(N, generator=rng) < 0.3, 1.0, -1.0).double()
+        v, groups = torch.rand(N, dtype=torch.float64, generator=rng) + 0.1, torch.zeros(N, dtype=torch.int64)
+        calls.clear()
+        b = logistic_intercepts(m, y, v, groups, 1)
+        assert len(calls) <= 20
+        assert abs(float(slope(LogisticLoss(), y, m + b, v).sum())) < 1e-13
+
+
 def test_prox_newton_never_rises_and_stops_at_max_iter(data):
     X, y, v, groups = data
     y = y.sign()
