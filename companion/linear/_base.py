@@ -171,6 +171,15 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
             return tasks.out(tasks._X @ W[columns].T + b[columns])
         return [tasks.out(tasks.tensors(t)[0] @ W[c] + b[c]) for t, c in enumerate(columns)]
 
+    def _pooled_rows(self, X: Any, y: Any, task: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+        """Targets, predictions and weights of the rows of all tasks, as NumPy arrays for a score."""
+        if isinstance(X, Tasks):
+            if y is not None or sample_weight is not None:
+                raise ValueError("score(tasks) takes no y or sample_weight: the Tasks object carries them")
+            return _flat(X, self.predict(X, task))
+        weight = None if sample_weight is None else _to_numpy(sample_weight)
+        return _to_numpy(_need(y, self)), _to_numpy(self.predict(X, task)), weight
+
     def _weights_like(self, X: Any) -> tuple[Any, Any]:
         """``coef_`` and ``intercept_`` in the library, type and device of X."""
         if isinstance(X, Tensor):
@@ -210,13 +219,8 @@ class MultiTaskRegressor(RegressorMixin, LinearMTL):
 
         Parameters as in :meth:`fit`; tasks with missing labels are scored on the labels they have.
         """
-        if isinstance(X, Tasks):
-            if y is not None or sample_weight is not None:
-                raise ValueError("score(tasks) takes no y or sample_weight: the Tasks object carries them")
-            y, prediction, weight = _flat(X, self.predict(X, task))
-            return float(r2_score(y, prediction, sample_weight=weight))
-        prediction = _to_numpy(self.predict(X, task))
-        return float(r2_score(_to_numpy(y), prediction, sample_weight=sample_weight))
+        y, prediction, weight = self._pooled_rows(X, y, task, sample_weight)
+        return float(r2_score(y, prediction, sample_weight=weight))
 
 
 class MultiTaskClassifier(ClassifierMixin, LinearMTL):
@@ -295,13 +299,8 @@ class MultiTaskClassifier(ClassifierMixin, LinearMTL):
 
     def score(self, X: Any, y: Any = None, task: Any = None, sample_weight: Any = None) -> float:
         """Fraction of the pooled rows that get the right label."""
-        if isinstance(X, Tasks):
-            if y is not None or sample_weight is not None:
-                raise ValueError("score(tasks) takes no y or sample_weight: the Tasks object carries them")
-            y, prediction, weight = _flat(X, self.predict(X, task))
-            return float(accuracy_score(y, prediction, sample_weight=weight))
-        prediction = _to_numpy(self.predict(X, task))
-        return float(accuracy_score(_to_numpy(y), prediction, sample_weight=sample_weight))
+        y, prediction, weight = self._pooled_rows(X, y, task, sample_weight)
+        return float(accuracy_score(y, prediction, sample_weight=weight))
 
 
 def _probabilities(margin: Any) -> Any:
