@@ -196,6 +196,18 @@ class Tasks(Sequence):
             return self.n_samples.astype(float)
         return np.array([float(self.weights(t).sum()) for t in range(self.n_tasks)])
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether rows carry sample weights."""
+        return self._weight is not None
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """(T + 1,) first row of every task in :meth:`stacked`; tasks that share their inputs have none."""
+        if self.is_shared:
+            raise ValueError("tasks that share their inputs are not stored behind one another")
+        return self._offsets
+
     def __len__(self) -> int:
         return self.n_tasks
 
@@ -229,6 +241,17 @@ class Tasks(Sequence):
             raise IndexError(f"task position {t} is outside 0..{self.n_tasks - 1}")
         X, y = self.tensors(t % self.n_tasks)
         return self.out(X), self.out(y)
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """``X (N, d)`` and ``y (N,)`` of all tasks behind one another, as stored: task t from ``offsets[t]`` on."""
+        return self._X, self._y.to(self.dtype)
+
+    def common_inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``X (n, d)``, ``Y (n, T)`` with zero for a missing label, and which labels there are: (n, T) bool or None."""
+        if not self.is_shared:
+            raise ValueError("these tasks do not share their inputs")
+        Y = self._y.to(self.dtype)
+        return self._X, Y if self._observed is None else Y.nan_to_num(nan=0.0), self._observed
 
     def out(self, tensor: Tensor) -> Any:
         """Hand a tensor back in the library the data came in."""

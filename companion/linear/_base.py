@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABCMeta, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import check_cv
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
@@ -37,6 +38,8 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
     reduction: str
     fit_intercept: bool
     device: Any
+    cv: Any  # models that search by cross-validation
+    random_state: int
 
     @abstractmethod
     def _solve(self, tasks: Tasks) -> Result:
@@ -60,10 +63,7 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
         -------
         self
         """
-        if self.reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction must be 'mean' or 'sum'; got {self.reduction!r}")
-        if not self.tol > 0 or not self.max_iter >= 1:
-            raise ValueError(f"tol must be > 0 and max_iter >= 1; got {self.tol} and {self.max_iter}")
+        self._check_parameters()
         tasks = self._gather(X, y, task, sample_weight)
         result = self._solve(tasks.to(device=self.device, dtype=torch.float64))
         self._store(tasks, result)
@@ -79,6 +79,12 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
             May be left out when the model was fitted on one task.
         """
         return self._margin(X, task)
+
+    def _check_parameters(self) -> None:
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum'; got {self.reduction!r}")
+        if not self.tol > 0 or not self.max_iter >= 1:
+            raise ValueError(f"tol must be > 0 and max_iter >= 1; got {self.tol} and {self.max_iter}")
 
     # --- in --------------------------------------------------------------------------------------------------------
 
@@ -123,12 +129,24 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
         s = tasks.weights(t)
         return s if self.reduction == "sum" else s / s.sum()
 
+    def _folds(self, tasks: Tasks) -> Iterator[tuple[Tasks, list[np.ndarray]]]:
+        """Training tasks and, for every task, which of its rows are held out; ``self.cv`` and ``self.random_state``."""
+        if isinstance(self.cv, (int, np.integer)):
+            yield from tasks.folds(int(self.cv), self.random_state, by_target=isinstance(self, ClassifierMixin))
+            return
+        y = np.zeros(tasks.n_rows)
+        if not tasks.is_shared:  # for splitters that look at the classes
+            y[tasks.rows] = tasks.long_targets()
+        for train, test in check_cv(self.cv).split(np.zeros((tasks.n_rows, 1)), y):
+            yield tasks.part(train, test)
+
     # --- out -------------------------------------------------------------------------------------------------------
 
     def _store(self, tasks: Tasks, result: Result) -> None:
         """Fitted attributes, in the library, type and device of the data; the only transposition of the package."""
         self.task_ids_ = tasks.ids
-        self.coef_ = tasks.out(result.W.T.contiguous().to(device=tasks.device, dtype=tasks.dtype))
+        for name, part in {"coef_": result.W, **result.parts}.items():
+            setattr(self, name, tasks.out(part.T.contiguous().to(device=tasks.device, dtype=tasks.dtype)))
         self.intercept_ = tasks.out(result.intercept.to(device=tasks.device, dtype=tasks.dtype))
         self.objective_, self.dual_gap_, self.n_iter_ = result.objective, result.dual_gap, result.n_iter
         if abs(result.relative_gap) > self.tol:  # negative: rounding has eaten the certificate

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import check_cv
 from torch import Tensor
 
 from companion.linear._base import LinearMTL, MultiTaskClassifier, MultiTaskRegressor
 from companion.losses import LogisticLoss, Loss, SquaredLoss
-from companion.penalties.elementwise import L1, Penalty, SquaredL2
-from companion.solvers.duality import certify
-from companion.solvers.prox_newton import logistic_intercepts, prox_newton
+from companion.penalties._base import Penalty
+from companion.penalties.elementwise import L1, SquaredL2
+from companion.solvers.problem import Problem
+from companion.solvers.prox_newton import prox_newton
 from companion.solvers.quadratic import Centring, LassoProblem, RidgeProblem
 from companion.solvers.result import Result
+from companion.solvers.rows import RaggedRows
 from companion.tasks import Tasks
 
 
@@ -37,32 +38,24 @@ class _Block:
     def __init__(
         self, loss: Loss, X: Tensor, y: Tensor, v: Tensor, groups: Tensor | None = None, n_groups: int = 1
     ) -> None:
-        self._centring = Centring(X, y, v, groups, n_groups)
+        self._centring = centred = Centring(X, y, v, groups, n_groups)
         squared = isinstance(loss, SquaredLoss)
-        self.loss, self.X, self.v, self.n_groups = loss, self._centring.X, v, n_groups
-        self.y = self._centring.y if squared else y
+        self.loss, self.n_groups = loss, n_groups
         self.groups = None if squared else groups
+        index = torch.zeros(len(y), dtype=torch.int64, device=y.device) if groups is None else groups
+        rows = RaggedRows(centred.X, [0, len(y)], index, n_groups)
+        self.problem = Problem(rows, centred.y if squared else y, v, loss, free=self.groups is not None)
 
     @property
     def data(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
-        """What solvers take."""
-        return self.X, self.y, self.v, self.groups, self.n_groups
+        """What solvers of weighted least squares take."""
+        return self._centring.X, self.problem.y, self.problem.v, self.groups, self.n_groups
 
     def intercepts(self, weights: Tensor, centred: Tensor) -> Tensor:
         """(n_groups, A) intercepts on the data as it came, from those on centred data."""
         if self.groups is None:
             return self._centring.intercepts(weights)
         return centred - self._centring.X_mean @ weights
-
-    def margins(self, w: Tensor, centred: Tensor) -> Tensor:
-        """(n,) margins on centred data; for squared loss less the mean of the targets."""
-        return self.X @ w if self.groups is None else self.X @ w + centred[self.groups]
-
-    def null_objective(self) -> float:
-        """Objective of the intercept-only model."""
-        zero = torch.zeros_like(self.y)
-        b = logistic_intercepts(zero, *self.data[1:]) if self.groups is not None else zero
-        return float(self.loss.value(self.y, self.margins(zero.new_zeros(self.X.shape[1]), b), self.v))
 
 
 class _Baseline(LinearMTL):
@@ -92,8 +85,8 @@ class _Baseline(LinearMTL):
         weights, intercepts, parts = [], [], []
         for block, a in zip(self._blocks(tasks), alpha, strict=False):
             w, centred, n_iter = self._path(block, np.array([a]))
-            primal, dual = self._certify(block, float(a), w[:, 0], centred[:, 0])
-            parts.append((primal, dual, block.null_objective(), n_iter))
+            primal, dual = self._certify(block, float(a), w)
+            parts.append((primal, dual, block.problem.null_objective, n_iter))
             weights.append(w)
             intercepts.append(block.intercepts(w, centred))
         W, b = self._spread(weights, intercepts, tasks.n_tasks)
@@ -117,7 +110,7 @@ class _Baseline(LinearMTL):
             if self.penalty == "l2":
                 problem = RidgeProblem(*block.data)
             else:
-                problem = LassoProblem(*block.data, gap=self.tol * block.null_objective(), max_iter=self.max_iter)
+                problem = LassoProblem(*block.data, gap=self.tol * block.problem.null_objective, max_iter=self.max_iter)
             weights = problem.path(alphas)
             return weights, weights.new_zeros(block.n_groups, len(alphas)), getattr(problem, "n_iter", 1)
         ws: list[Tensor] = []
@@ -125,30 +118,32 @@ class _Baseline(LinearMTL):
         most = 0
         for alpha in alphas.tolist():
             start = ws[-1] if ws else None  # the solution before
-            penalty, quadratic = _penalty(self.penalty, alpha), self._quadratic(alpha)
-            w, b, _, n_iter = prox_newton(*block.data, penalty, quadratic, self.tol, self.max_iter, start)
-            ws.append(w)
-            bs.append(b)
+            penalty, quadratic = _penalty(self.penalty, alpha), self._quadratic(block, alpha)
+            gap = self.tol * block.problem.null_objective
+            point, _, n_iter = prox_newton(block.problem, penalty, quadratic, gap, self.max_iter, start)
+            ws.append(point.W)
+            bs.append(point.intercept)
             most = max(most, n_iter)
-        return torch.stack(ws, dim=1), torch.stack(bs, dim=1), most
+        return torch.cat(ws, dim=1), torch.stack(bs, dim=1), most
 
-    def _quadratic(self, alpha: float) -> Callable[..., Tensor]:
+    def _quadratic(self, block: _Block, alpha: float) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
         """Solver of the weighted least-squares problems inside proximal Newton."""
+        X, _, _, groups, n_groups = block.data
 
-        def ridge(X: Tensor, z: Tensor, h: Tensor, groups: Tensor | None, n_groups: int, gap: float) -> Tensor:
-            return RidgeProblem(X, z, h, groups, n_groups).solve(alpha)
+        def ridge(z: Tensor, h: Tensor, W: Tensor, gap: float) -> Tensor:
+            return RidgeProblem(X, z, h, groups, n_groups).solve(alpha)[:, None]
 
-        def lasso(X: Tensor, z: Tensor, h: Tensor, groups: Tensor | None, n_groups: int, gap: float) -> Tensor:
-            return LassoProblem(X, z, h, groups, n_groups, gap, self.max_iter).solve(alpha)
+        def lasso(z: Tensor, h: Tensor, W: Tensor, gap: float) -> Tensor:
+            return LassoProblem(X, z, h, groups, n_groups, gap, self.max_iter).solve(alpha)[:, None]
 
         return ridge if self.penalty == "l2" else lasso
 
-    def _certify(self, block: _Block, alpha: float, w: Tensor, centred: Tensor) -> tuple[float, float]:
-        """Primal and dual value; without a penalty there is no dual value."""
-        m = block.margins(w, centred)
+    def _certify(self, block: _Block, alpha: float, w: Tensor) -> tuple[float, float]:
+        """Primal and dual value at ``w (d, 1)``; without a penalty there is no dual value."""
+        point = block.problem.at(w)
         if alpha == 0:
-            return float(self.loss.value(block.y, m, block.v)), float("nan")
-        return certify(self.loss, _penalty(self.penalty, alpha), block.X, block.y, block.v, w, m)
+            return point.value, float("nan")
+        return block.problem.certify(_penalty(self.penalty, alpha), point)
 
     def _choose(self, tasks: Tasks, grid: np.ndarray) -> np.ndarray:
         """(T,) penalties with the least held-out loss: one for all tasks, or one per task.
@@ -181,16 +176,6 @@ class _Baseline(LinearMTL):
         if self._shared_alpha():
             return np.full(tasks.n_tasks, common)
         return np.where(scored, grid[held_out_loss.argmin(1)], common)
-
-    def _folds(self, tasks: Tasks) -> Iterator[tuple[Tasks, list[np.ndarray]]]:
-        if isinstance(self.cv, (int, np.integer)):
-            yield from tasks.folds(int(self.cv), self.random_state, by_target=isinstance(self.loss, LogisticLoss))
-            return
-        y = np.zeros(tasks.n_rows)
-        if not tasks.is_shared:  # for splitters that look at the classes
-            y[tasks.rows] = tasks.long_targets()
-        for train, test in check_cv(self.cv).split(np.zeros((tasks.n_rows, 1)), y):
-            yield tasks.part(train, test)
 
 
 class _OnePerTask(_Baseline):

@@ -2,21 +2,19 @@ r"""Penalties that look at one weight at a time: squared :math:`\ell_2` (ridge) 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from companion.penalties._base import NormPenalty, Penalty, RowNorm, check_positive
 
-class Penalty(Protocol):
-    """What a certificate asks of a penalty."""
+__all__ = ["L1", "NormPenalty", "Penalty", "SquaredL2", "soft_threshold"]
 
-    def value(self, W: Tensor) -> Tensor: ...
 
-    def dual_scale(self, C: Tensor) -> float: ...
-
-    def conjugate(self, C: Tensor) -> Tensor: ...
+def soft_threshold(V: Tensor, threshold: float | Tensor) -> Tensor:
+    """Move every entry of V towards zero by the threshold; smaller ones become exactly zero."""
+    return V.sign() * (V.abs() - threshold).clamp(min=0.0)
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,9 @@ class SquaredL2:
     r"""Ridge penalty :math:`\tfrac{\alpha}{2} \lVert W \rVert_F^2`, alpha > 0."""
 
     alpha: float
+
+    def __post_init__(self) -> None:
+        check_positive("alpha", self.alpha)
 
     def value(self, W: Tensor) -> Tensor:
         """Penalty of weights of any shape."""
@@ -41,12 +42,19 @@ class SquaredL2:
         r""":math:`\lVert C \rVert_F^2 / (2 \alpha)`."""
         return (C**2).sum() / (2 * self.alpha)
 
+    def scaled(self, factor: float) -> SquaredL2:
+        """The same penalty times ``factor`` > 0."""
+        return SquaredL2(factor * self.alpha)
+
 
 @dataclass(frozen=True)
-class L1:
+class L1(NormPenalty):
     r"""Lasso penalty :math:`\alpha \lVert W \rVert_1`, alpha > 0."""
 
     alpha: float
+
+    def __post_init__(self) -> None:
+        check_positive("alpha", self.alpha)
 
     def value(self, W: Tensor) -> Tensor:
         """Penalty of weights of any shape."""
@@ -54,17 +62,17 @@ class L1:
 
     def prox(self, V: Tensor, step: float) -> Tensor:
         """Move every weight towards zero by ``step * alpha``; smaller ones become exactly zero."""
-        return V.sign() * (V.abs() - step * self.alpha).clamp(min=0.0)
+        return soft_threshold(V, step * self.alpha)
 
     def dual_norm(self, C: Tensor) -> float:
-        """Largest absolute entry."""
-        return float(C.abs().max())
+        r""":math:`\max |C| / \alpha`."""
+        return float(C.abs().max()) / self.alpha
 
-    def dual_scale(self, C: Tensor) -> float:
-        """Largest s <= 1 for which ``s C`` lies in the dual ball ``max|s C| <= alpha``."""
-        norm = self.dual_norm(C)
-        return 1.0 if norm <= self.alpha else self.alpha / norm
+    def scaled(self, factor: float) -> L1:
+        """The same penalty times ``factor`` > 0."""
+        return L1(factor * self.alpha)
 
-    def conjugate(self, C: Tensor) -> Tensor:
-        """Zero inside the dual ball, where :meth:`dual_scale` has put the point."""
-        return torch.zeros((), dtype=C.dtype, device=C.device)
+    @property
+    def rows(self) -> RowNorm:
+        """The penalty of one row in numbers: a block norm with q = 1."""
+        return RowNorm(self.alpha, math.inf, 1.0)

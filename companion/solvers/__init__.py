@@ -1,8 +1,36 @@
-"""Solvers: functions that return a :class:`Result` with the certificate of what they found."""
+"""Solvers: every answer comes with a certificate.
 
-from companion.solvers.duality import certify
+:class:`Problem` is the data term of all tasks; :func:`minimise` adds a penalty and picks a solver: :func:`fista`, which
+the book shows, or working sets with compiled coordinate descent. :func:`solve_path` runs along a grid of penalties,
+:func:`prox_newton` reduces other losses to squared ones, :func:`alternate` watches alternating minimisation.
+"""
+
+from companion.solvers.alternating import alternate, best_metric, learn_features
+from companion.solvers.convex import Solution, SplitProblem, minimise, proximal_gradient
+from companion.solvers.duality import Certificate
+from companion.solvers.fista import fista
+from companion.solvers.path import alpha_grid, solve_path
+from companion.solvers.problem import Point, Problem
 from companion.solvers.prox_newton import prox_newton
 from companion.solvers.quadratic import LassoProblem, RidgeProblem
 from companion.solvers.result import Result
 
-__all__ = ["LassoProblem", "Result", "RidgeProblem", "certify", "prox_newton"]
+__all__ = [
+    "Certificate",
+    "LassoProblem",
+    "Point",
+    "Problem",
+    "Result",
+    "RidgeProblem",
+    "Solution",
+    "SplitProblem",
+    "alpha_grid",
+    "alternate",
+    "best_metric",
+    "fista",
+    "learn_features",
+    "minimise",
+    "prox_newton",
+    "proximal_gradient",
+    "solve_path",
+]

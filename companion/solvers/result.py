@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -23,6 +24,8 @@ class Result:
         Objective of the intercept-only model: the scale of every relative tolerance.
     n_iter : int
         Largest number of iterations that any part of the problem took.
+    parts : dict of name -> (d, T) tensor
+        Parts that the weights consist of, under the names of the fitted attributes.
     """
 
     W: Tensor
@@ -31,6 +34,7 @@ class Result:
     dual_gap: float
     null_objective: float
     n_iter: int
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def relative_gap(self) -> float:

@@ -28,6 +28,7 @@ def test_ridge_conjugate_is_the_supremum():
 
 def test_lasso_scale_puts_the_dual_point_on_the_ball():
     penalty = L1(0.5)
+    assert penalty.dual_norm(torch.tensor([0.2, -2.0])) == 4.0
     assert penalty.dual_scale(torch.tensor([0.2, -2.0])) == 0.25
     assert penalty.dual_scale(torch.tensor([0.2, -0.4])) == 1.0
     torch.testing.assert_close(penalty.value(torch.tensor([1.0, -3.0])), torch.tensor(2.0))

@@ -10,8 +10,9 @@ from sklearn.linear_model import Lasso, LogisticRegression, Ridge
 
 from companion.losses import LogisticLoss, SquaredLoss
 from companion.penalties import L1, SquaredL2
-from companion.solvers import LassoProblem, Result, RidgeProblem, certify, prox_newton
-from companion.solvers.prox_newton import logistic_intercepts
+from companion.solvers import LassoProblem, Problem, Result, RidgeProblem, prox_newton
+from companion.solvers.problem import logistic_intercepts
+from companion.solvers.rows import RaggedRows
 
 N, D, G = 23, 4, 3
 
@@ -23,6 +24,16 @@ def data():
     groups = rng.permutation(np.arange(N) % G)
     y = X @ rng.normal(size=D) + groups + rng.normal(size=N)
     return tuple(torch.from_numpy(a) for a in (X, y, v, groups))
+
+
+def problem_of(loss, X, y, v, groups=None, n_groups=1):
+    """One weight vector for all rows; rows of a group share a free intercept."""
+    index = torch.zeros(len(y), dtype=torch.int64) if groups is None else groups
+    return Problem(RaggedRows(X, [0, len(y)], index, n_groups), y, v, loss, free=groups is not None)
+
+
+def ridge_steps(X, groups, n_groups, alpha):
+    return lambda z, h, W, gap: RidgeProblem(X, z, h, groups, n_groups).solve(alpha)[:, None]
 
 
 def dense_design(X, groups):
@@ -64,16 +75,18 @@ def test_lasso_matches_scikit_learn_and_certifies_itself(data):
     expected = Lasso(alpha=3.0 / float(v.sum()), tol=1e-14, max_iter=100_000).fit(X, y, sample_weight=v)
     np.testing.assert_allclose(w, expected.coef_, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(problem.intercepts(w), [expected.intercept_], rtol=1e-8)
-    m = X @ w + problem.intercepts(w)
-    assert 0 <= certify(SquaredLoss(), L1(3.0), X, y, v, w, m).gap <= 1e-10
+    certificate = problem_of(SquaredLoss(), problem.X, problem.y, v)
+    assert 0 <= certificate.certify(L1(3.0), certificate.at(w[:, None])).gap <= 1e-10
 
 
 @pytest.mark.parametrize("alpha", [0.05, 2.0])
 def test_logistic_ridge_matches_scikit_learn(data, alpha):
     X, y, v, groups = data
     y = (y - y.median()).sign() + (y == y.median())
-    quadratic = lambda *a: RidgeProblem(*a[:5]).solve(alpha)
-    w, b, certificate, _ = prox_newton(X, y, v, groups * 0, 1, SquaredL2(alpha), quadratic, 1e-13, 100)
+    problem = problem_of(LogisticLoss(), X, y, v, groups * 0)
+    quadratic = ridge_steps(X, groups * 0, 1, alpha)
+    point, certificate, _ = prox_newton(problem, SquaredL2(alpha), quadratic, 1e-13 * problem.null_objective, 100)
+    w, b = point.W[:, 0], point.intercept
     model = LogisticRegression(C=1 / alpha, solver="newton-cholesky", tol=1e-12).fit(X, y, sample_weight=v)
     np.testing.assert_allclose(w, model.coef_[0], rtol=1e-7)
     np.testing.assert_allclose(b, model.intercept_, rtol=1e-7)
@@ -83,8 +96,10 @@ def test_logistic_ridge_matches_scikit_learn(data, alpha):
 def test_logistic_lasso_with_group_intercepts_matches_scipy(data):
     X, y, v, groups = data
     y, alpha = (y - y.median()).sign() + (y == y.median()), 3.8
-    quadratic = lambda *a: LassoProblem(*a).solve(alpha)
-    w, b, certificate, _ = prox_newton(X, y, v, groups, G, L1(alpha), quadratic, 1e-12, 100)
+    problem = problem_of(LogisticLoss(), X, y, v, groups, G)
+    quadratic = lambda z, h, W, gap: LassoProblem(X, z, h, groups, G, gap).solve(alpha)[:, None]
+    point, certificate, _ = prox_newton(problem, L1(alpha), quadratic, 1e-12 * problem.null_objective, 100)
+    w, b = point.W[:, 0], point.intercept
     A, s, u = (a.numpy() for a in (dense_design(X, groups), y, v))
 
     def objective(z):  # w = plus - minus, both >= 0, makes the l1 norm smooth
@@ -110,8 +125,9 @@ def test_certificate_bounds_the_optimum_from_any_point(data, loss, penalty):
     X, y, v, _ = data
     y = y.sign() if isinstance(loss, LogisticLoss) else y
     rng = torch.Generator().manual_seed(1)
-    points = [torch.randn(D, dtype=torch.float64, generator=rng) * s for s in (0.0, 0.1, 1.0, 5.0)]
-    certificates = [certify(loss, penalty, X, y, v, w, X @ w) for w in points]
+    points = [torch.randn(D, 1, dtype=torch.float64, generator=rng) * s for s in (0.0, 0.1, 1.0, 5.0)]
+    problem = problem_of(loss, X, y, v)
+    certificates = [problem.certify(penalty, problem.at(w)) for w in points]
     assert max(c.dual for c in certificates) <= min(c.primal for c in certificates)
 
 
@@ -119,7 +135,7 @@ def test_intercepts_zero_the_gradient_of_every_group(data):
     X, y, v, groups = data
     y = torch.where(torch.arange(N) % 4 == 0, 1.0, -1.0).double()
     m = 30 * X[:, 0]
-    b = logistic_intercepts(m, y, v, groups, G)
+    b = logistic_intercepts(RaggedRows(X, [0, N], groups, G), m, y, v)
     slope = LogisticLoss().grad(y, m + b[groups], v)
     for g in range(G):
         assert abs(float(slope[groups == g].sum())) < 1e-12
@@ -136,7 +152,7 @@ def test_intercepts_settle_in_a_few_steps(monkeypatch):
         y = torch.where(torch.rand(N, generator=rng) < 0.3, 1.0, -1.0).double()
         v, groups = torch.rand(N, dtype=torch.float64, generator=rng) + 0.1, torch.zeros(N, dtype=torch.int64)
         calls.clear()
-        b = logistic_intercepts(m, y, v, groups, 1)
+        b = logistic_intercepts(RaggedRows(m[:, None], [0, N], groups, 1), m, y, v)
         assert len(calls) <= 20
         assert abs(float(slope(LogisticLoss(), y, m + b, v).sum())) < 1e-13
 
@@ -144,11 +160,9 @@ def test_intercepts_settle_in_a_few_steps(monkeypatch):
 def test_prox_newton_never_rises_and_stops_at_max_iter(data):
     X, y, v, groups = data
     y = y.sign()
-    quadratic = lambda *a: RidgeProblem(*a[:5]).solve(1e-4)
-    primal = [
-        prox_newton(50 * X, y, v, groups * 0, 1, SquaredL2(1e-4), quadratic, 1e-14, k)[2].primal
-        for k in (1, 2, 3, 5, 9)
-    ]
+    problem = problem_of(LogisticLoss(), 50 * X, y, v, groups * 0)
+    quadratic = ridge_steps(50 * X, groups * 0, 1, 1e-4)
+    primal = [prox_newton(problem, SquaredL2(1e-4), quadratic, 1e-14, k)[1].primal for k in (1, 2, 3, 5, 9)]
     assert all(b <= a * (1 + 1e-14) for a, b in pairwise(primal))
 
 
@@ -162,11 +176,11 @@ def test_prox_newton_halves_its_step_where_newton_overshoots():
     X = torch.tensor([[3.0], [-2.0], [5.0], [1.0], [-4.0]], dtype=torch.float64)
     y = torch.tensor([1.0, -1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
     v, penalty = torch.ones(5, dtype=torch.float64), SquaredL2(1e-6)
-    quadratic = lambda *a: RidgeProblem(*a[:5]).solve(1e-6)
+    problem, quadratic = problem_of(LogisticLoss(), X, y, v), ridge_steps(X, None, 1, 1e-6)
     for start in (-6.0, 8.0):
-        w, _, certificate, _ = prox_newton(
-            X, y, v, None, 1, penalty, quadratic, 1e-12, 200, torch.tensor([start], dtype=torch.float64)
-        )
+        first = torch.tensor([[start]], dtype=torch.float64)
+        point, certificate, _ = prox_newton(problem, penalty, quadratic, 1e-12, 200, first)
+        w = point.W[:, 0]
         slope = (X.T @ LogisticLoss().grad(y, X @ w, v) + 1e-6 * w).abs()
         assert float(slope) < 1e-6
         assert abs(certificate.gap) <= 1e-11
