@@ -345,3 +345,28 @@ def sweep_task_residuals(A, offsets, W, r, L, l2, block, sparse, q, W_kept, r_ke
                     for i in range(offsets[t], offsets[t + 1]):
                         r[i] -= A[j, i] * move
         W_kept[sweep], r_kept[sweep] = W, r
+
+
+@njit(cache=True, fastmath=_FAST)
+def extrapolation_weights(iterates):
+    """(K,) weights of the last K of ``iterates (K + 1, size)`` whose differences nearly cancel (Anderson)."""
+    K, size = iterates.shape[0] - 1, iterates.shape[1]
+    gram = np.zeros((K, K))
+    for k in range(K):
+        for i in range(k + 1):
+            total = 0.0
+            for j in range(size):
+                total += (iterates[k + 1, j] - iterates[k, j]) * (iterates[i + 1, j] - iterates[i, j])
+            gram[k, i] = gram[i, k] = total
+    last = np.zeros(K)
+    last[K - 1] = 1.0
+    trace = 0.0
+    for k in range(K):
+        trace += gram[k, k]
+    if trace == 0.0:
+        return last
+    for k in range(K):
+        gram[k, k] += 1e-14 * trace  # differences that are multiples of each other
+    weights = np.linalg.solve(gram, np.ones(K))
+    total = weights.sum()
+    return weights / total if total != 0.0 and np.isfinite(total) else last

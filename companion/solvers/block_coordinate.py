@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from companion.solvers import _kernels as kernels
+from companion.solvers._threads import one_thread
 from companion.solvers.screening import RowPenalty
 
 Array = NDArray[np.float64]
@@ -174,6 +175,11 @@ def descend(form: Form, penalty: RowPenalty, gap: float, max_sweeps: int) -> int
     After every few sweeps, Anderson extrapolation (Bertrand and Massias 2021) proposes the combination of the last
     iterates whose differences nearly cancel; it is taken if it lowers the objective.
     """
+    with one_thread():
+        return _descend(form, penalty, gap, max_sweeps)
+
+
+def _descend(form: Form, penalty: RowPenalty, gap: float, max_sweeps: int) -> int:
     rows = penalty.rows
     W_kept = np.empty((SWEEPS + 1, *form.W.shape))
     state_kept = np.empty((SWEEPS + 1, *form.state.shape))
@@ -187,20 +193,11 @@ def descend(form: Form, penalty: RowPenalty, gap: float, max_sweeps: int) -> int
 
 
 def _extrapolate(form: Form, penalty: RowPenalty, W_kept: Array, state_kept: Array) -> None:
-    steps = np.diff(W_kept, axis=0).reshape(SWEEPS, -1)
-    gram = steps @ steps.T
-    gram[np.diag_indices(SWEEPS)] += 1e-14 * gram.trace()
-    try:
-        z = np.linalg.solve(gram, np.ones(SWEEPS))
-    except np.linalg.LinAlgError:  # nothing moved
-        return
-    if not np.isfinite(z).all() or z.sum() == 0:
-        return
-    weights = z / z.sum()
-    W = np.tensordot(weights, W_kept[1:], 1)
-    state = np.tensordot(weights, state_kept[1:], 1)
-    value = form.loss(W, state) + float(penalty.value(torch.from_numpy(W)))
-    if value < form.loss(form.W, form.state) + float(penalty.value(torch.from_numpy(form.W))):
+    weights = kernels.extrapolation_weights(W_kept.reshape(SWEEPS + 1, -1))
+    W = (weights @ W_kept[1:].reshape(SWEEPS, -1)).reshape(form.W.shape)
+    state = (weights @ state_kept[1:].reshape(SWEEPS, -1)).reshape(form.state.shape)
+    now = form.loss(form.W, form.state) + float(penalty.value(torch.from_numpy(form.W)))
+    if form.loss(W, state) + float(penalty.value(torch.from_numpy(W))) < now:
         form.W[...], form.state[...] = W, state
 
 

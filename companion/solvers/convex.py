@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from companion.penalties._base import Penalty
+from companion.solvers._threads import threads_for
 from companion.solvers.duality import Certificate
 from companion.solvers.fista import fista
 from companion.solvers.problem import Point, Problem
@@ -31,7 +32,7 @@ class Solution:
         return Result(self.point.W, b, self.certificate.primal, gap, null, self.n_iter)
 
 
-def minimise(problem: Problem, penalty: Penalty, tol: float, max_iter: int, start: Tensor | None = None) -> Solution:
+def minimise(problem: Problem, penalty: Penalty, tol: float, max_iter: int, start: Point | None = None) -> Solution:
     r"""Minimise the problem's loss plus a penalty until the duality gap is at most ``tol`` times the null objective.
 
     Penalties that treat every feature by itself go to working sets with compiled coordinate descent, where the data are
@@ -45,22 +46,23 @@ def minimise(problem: Problem, penalty: Penalty, tol: float, max_iter: int, star
         Relative duality gap.
     max_iter : int
         Most iterations (FISTA), sweeps or Newton steps (working sets).
-    start : tensor, optional
-        First weights; zero by default.
+    start : Point, optional
+        Where to start, ``problem.at(W)``; at zero by default.
     """
-    gap = tol * problem.null_objective
-    if is_row_wise(penalty) and problem.y.device.type == "cpu" and find_spec("numba"):
-        from companion.solvers.working_set import working_set  # numba takes a while to load
+    with threads_for(problem.rows.X):
+        gap = tol * problem.null_objective
+        if is_row_wise(penalty) and problem.y.device.type == "cpu" and find_spec("numba"):
+            from companion.solvers.working_set import working_set  # numba takes a while to load
 
-        return Solution(*working_set(problem, penalty, gap, max_iter, start))
-    return proximal_gradient(problem, penalty, gap, max_iter, start)
+            return Solution(*working_set(problem, penalty, gap, max_iter, start))
+        return proximal_gradient(problem, penalty, gap, max_iter, start)
 
 
 def proximal_gradient(
-    problem: Problem, penalty: Penalty, gap: float, max_iter: int, start: Tensor | None = None
+    problem: Problem, penalty: Penalty, gap: float, max_iter: int, start: Point | None = None
 ) -> Solution:
     """FISTA until the absolute duality gap is at most ``gap``; after ``max_iter`` iterations the best point seen."""
-    best = problem.zero() if start is None else start
+    best = problem.zero() if start is None else start.W
     best_gap = problem.gap(penalty, best)
 
     def good_enough(W: Tensor) -> bool:
@@ -73,7 +75,7 @@ def proximal_gradient(
     n_iter = 0
     if best_gap > gap:
         _, n_iter = fista(problem.gradient, penalty.prox, problem.lipschitz, best, good_enough, max_iter)
-    point = problem.at(best)
+    point = problem.with_descent(problem.at(best))
     return Solution(point, problem.certify(penalty, point), n_iter)
 
 
@@ -94,7 +96,7 @@ class SplitProblem(Problem):
 
     def descent(self, point: Point) -> Tensor:
         """(2, d, T) negative gradient: the same for both parts."""
-        C = self._base.descent(point._replace(W=point.W.sum(0)))
+        C = self._base.descent(point._replace(W=point.W.sum(0), C=None))
         return torch.stack([C, C])
 
     def gradient(self, W: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from companion.penalties._base import Penalty
 from companion.solvers.convex import Solution, minimise
-from companion.solvers.problem import Problem
+from companion.solvers.problem import Point, Problem
 from companion.solvers.screening import is_row_wise, surviving
 
 
@@ -23,8 +23,8 @@ def alpha_grid(alpha_max: float, n_alphas: int, alpha_ratio: float) -> NDArray[n
         raise ValueError(f"alpha_ratio must lie strictly between 0 and 1; got {alpha_ratio}")
     if not alpha_max > 0:
         raise ValueError(
-            "no grid of penalties: zero weights are optimal for every one (y is constant, or one sample per task leaves "
-            "nothing to explain)"
+            "no grid of penalties: zero weights are optimal for every one (y is constant, or one sample per task "
+            "leaves nothing to explain)"
         )
     return np.geomspace(alpha_max, alpha_ratio * alpha_max, n_alphas)
 
@@ -41,7 +41,7 @@ def solve_path(
     screen : bool
         Leave out features that the solution before proves to be zero in this one (row-wise penalties only).
     """
-    point = problem.at(problem.zero())
+    point = problem.with_descent(problem.at(problem.zero()))
     column_norms = problem.column_norms() if screen and is_row_wise(penalty) else None
     everything = torch.arange(problem.n_features, device=problem.y.device)
     for alpha in alphas:
@@ -49,25 +49,23 @@ def solve_path(
         if column_norms is not None and is_row_wise(scaled):
             alive = surviving(problem, scaled, point, column_norms)
         if 2 * len(alive) > problem.n_features:  # too few to be worth a copy of the rest
-            solution = minimise(problem, scaled, tol, max_iter, point.W)
+            solution = minimise(problem, scaled, tol, max_iter, point)
         else:
-            solution = _solve_part(problem, scaled, tol, max_iter, point.W, alive)
+            solution = _solve_part(problem, scaled, tol, max_iter, point, alive)
         point = solution.point
         yield solution
 
 
-def _solve_part(
-    problem: Problem, penalty: Penalty, tol: float, max_iter: int, start: Tensor, alive: Tensor
-) -> Solution:
+def _solve_part(problem: Problem, penalty: Penalty, tol: float, max_iter: int, start: Point, alive: Tensor) -> Solution:
     """Solve over the features ``alive`` and certify over all of them."""
-    W, n_iter = problem.zero(), 0
+    W, n_iter, point = problem.zero(), 0, start
     if len(alive):
-        part = minimise(problem.columns(alive), penalty, tol, max_iter, start[alive])
+        part = minimise(problem.columns(alive), penalty, tol, max_iter, problem.restricted(start, alive))
         W[alive], n_iter = part.point.W, part.n_iter
-    point = problem.at(W)
+        point = problem.with_descent(part.point._replace(W=W, C=None))
     certificate = problem.certify(penalty, point)
     if certificate.gap <= tol * problem.null_objective or n_iter >= max_iter:
         return Solution(point, certificate, n_iter)
     # The dual point has to be scaled a little more for the features left out.
-    rest = minimise(problem, penalty, tol, max_iter, W)
+    rest = minimise(problem, penalty, tol, max_iter, point)
     return Solution(rest.point, rest.certificate, n_iter + rest.n_iter)

@@ -32,6 +32,7 @@ class Point(NamedTuple):
     intercept: Tensor  # (G,), on the prepared data
     margin: Tensor  # one number per row, intercept included
     value: float  # data term, ridge included
+    C: Tensor | None = None  # negative gradient there, once somebody needed it
 
 
 class Problem:
@@ -167,8 +168,14 @@ class Problem:
 
     def descent(self, point: Point) -> Tensor:
         """(d, T) negative gradient of F at a point, whose free intercepts are at their best."""
+        if point.C is not None:
+            return point.C
         theta = -self.loss.grad(self.y, point.margin, self.v)
         return self.rows.transpose_times(theta) - self.l2 * point.W
+
+    def with_descent(self, point: Point) -> Point:
+        """The same point with its negative gradient, which costs a pass over the data."""
+        return point._replace(C=self.descent(point))
 
     def gradient(self, W: Tensor) -> Tensor:
         """(d, T) gradient of F at ``W``, from second moments where these are smaller than the data."""
@@ -200,14 +207,14 @@ class Problem:
 
     # --- certificates ----------------------------------------------------------------------------------------------
 
-    def certify(self, penalty: Penalty, point: Point, C: Tensor | None = None) -> Certificate:
-        r"""Primal and dual value of :math:`F + \Omega` at a point; ``C`` is the negative gradient there, if known.
+    def certify(self, penalty: Penalty, point: Point) -> Certificate:
+        r"""Primal and dual value of :math:`F + \Omega` at a point.
 
         The dual point is the negative gradient of the loss in the margins, scaled into the dual ball; its entries sum
         to zero within every group of rows that shares a free intercept, because the intercepts are at their best. The
         ridge term counts as d more rows of data.
         """
-        C = self.descent(point) if C is None else C
+        C = self.descent(point)
         scale = penalty.dual_scale(C)
         theta = -scale * self.loss.grad(self.y, point.margin, self.v)
         v = torch.where(self.v > 0, self.v, 1.0)  # rows without weight have theta = 0
@@ -233,7 +240,13 @@ class Problem:
 
     def columns(self, index: Tensor) -> Problem:
         """The same problem over the features ``index`` only."""
-        return Problem(self.rows.columns(index), self.y, self.v, self.loss, self.l2, self.free)
+        part = Problem(self.rows.columns(index), self.y, self.v, self.loss, self.l2, self.free)
+        part.null_objective = self.null_objective
+        return part
+
+    def restricted(self, point: Point, index: Tensor) -> Point:
+        """A point for :meth:`columns`, whose other weights are zero."""
+        return point._replace(W=point.W[index], C=None if point.C is None else point.C[index])
 
     def original_intercepts(self, point: Point) -> Tensor:
         """(T,) intercepts for the data as they came."""

@@ -134,7 +134,7 @@ class SharedRows(_Layout):
     def transpose_times(self, theta: Tensor) -> Tensor:
         """(d, T) correlations."""
         if theta.device.type == "cpu":  # NumPy's BLAS with the long side last: up to three times faster here
-            return torch.from_numpy(theta.numpy().T @ self.X.numpy()).T
+            return torch.from_numpy(theta.numpy().T @ self.X.numpy()).T.contiguous()
         return self.X.T @ theta
 
     def sums(self, values: Tensor) -> Tensor:

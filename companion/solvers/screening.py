@@ -58,8 +58,9 @@ def surviving(problem: Problem, penalty: RowPenalty, point: Point, column_norms:
     -------
     (m,) int64 tensor of positions
     """
-    C = problem.descent(point)
-    gap = max(problem.certify(penalty, point, C).gap, 0.0)
+    point = problem.with_descent(point)
+    gap = max(problem.certify(penalty, point).gap, 0.0)
     reach = (2 * problem.loss.max_curvature * gap) ** 0.5 * column_norms
+    C = problem.descent(point)
     bound = row_dual_norms(penalty.rows, penalty.dual_scale(C) * C, reach)
     return torch.nonzero((bound >= 1 - 1e-9) | (point.W != 0).any(1))[:, 0]

@@ -30,7 +30,7 @@ _ALL = 64  # with so few features, the working set is all of them
 
 
 def working_set(
-    problem: Problem, penalty: RowPenalty, tol: float, max_iter: int, W: Tensor | None = None
+    problem: Problem, penalty: RowPenalty, tol: float, max_iter: int, start: Point | None = None
 ) -> tuple[Point, Certificate, int]:
     r"""Minimise the problem's loss plus a row-wise penalty to an absolute duality gap of ``tol``.
 
@@ -43,26 +43,26 @@ def working_set(
     penalty : penalty with ``rows``
     max_iter : int
         Most sweeps (squared loss) or Newton steps (other losses) in all.
-    W : (d, T) tensor, optional
-        First weights.
+    start : Point, optional
+        Where to start, ``problem.at(W)``; at zero by default.
 
     Returns
     -------
     best point found, its Certificate, sweeps or steps used
     """
-    point = problem.at(problem.zero() if W is None else W)
+    point = problem.at(problem.zero()) if start is None else start
     subset = _Quadratic(problem) if _has_forms(problem) else _General(problem)
     best, best_certificate, used, idle = point, None, 0, 0
     while True:
-        C = problem.descent(point)
-        certificate = problem.certify(penalty, point, C)
+        point = problem.with_descent(point)
+        certificate = problem.certify(penalty, point)
         if best_certificate is None or certificate.gap < best_certificate.gap:
             best, best_certificate, idle = point, certificate, -1
         idle += 1
         if certificate.gap <= tol or used >= max_iter or idle == 3:  # three times no better: rounding allows no more
             return best, best_certificate, used
         active = (point.W != 0).any(1)
-        grown = subset.grow(_candidates(penalty, C, active))
+        grown = subset.grow(_candidates(penalty, problem.descent(point), active))
         idle = 0 if grown else idle
         # The last solve is to reach the tolerance; those before only have to show which features matter.
         target = 0.9 * tol if len(subset.chosen) == problem.n_features else max(0.3 * tol, 0.1 * certificate.gap)
