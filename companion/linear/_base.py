@@ -263,7 +263,7 @@ class MultiTaskClassifier(ClassifierMixin, LinearMTL):
                 f"got {len(self.classes_)} classes"
             )
         if len(self.classes_) < 2:
-            raise ValueError(f"y must hold 2 classes; got 1 class only: {self.classes_[0]!r}")
+            raise ValueError(f"y must hold 2 classes; got 1 class only: {self.classes_.tolist()[0]!r}")
         return np.where(y == self.classes_[1], 1.0, -1.0)
 
     def _encode_tasks(self, tasks: Tasks) -> Tasks:
@@ -291,7 +291,7 @@ class MultiTaskClassifier(ClassifierMixin, LinearMTL):
     def _need_both_classes(self, tasks: Tasks) -> None:
         """One label only has no finite intercept."""
         for t in np.flatnonzero(~self._can_fit(tasks)).tolist():
-            only = self.classes_[int(tasks.tensors(t)[1][0] > 0)]
+            only = self.classes_.tolist()[int(tasks.tensors(t)[1][0] > 0)]
             raise ValueError(
                 f"task {tasks.ids[t]!r} holds 1 class only ({only!r}): its intercept would be infinite. "
                 "Leave the task out or fit without intercept"

@@ -71,7 +71,7 @@ def _solve_rows(v: Tensor, q: float, tau: Tensor, cap: Tensor) -> Tensor:
         ball = part.sum(dim=1, keepdim=True)
         slope = torch.where(free, part * w / (w + (q - 1) * u), 0.0).nan_to_num().sum(dim=1, keepdim=True)
         low, high = torch.where(ball >= 1, s, low), torch.where(ball <= 1, s, high)
-        newton = s * (1 + (ball.log() / q).expm1() * ball / slope)
+        newton = s * (1 + (ball.log() / q).expm1() * ball / slope)  # expm1: q may be large
         inside = (newton >= low) & (newton <= high)
         moved, s = s, torch.where(inside, newton, (low + high) / 2)
         # Convergence is quadratic: the step after one this small is below rounding.

@@ -71,7 +71,8 @@ class Dirty(NormPenalty):
             threshold = _capped_l1_threshold(size, radius, cap)
             return V.sign() * torch.maximum(size.minimum(threshold), size - cap)
         if self.q == 2:  # u = v shrunk and cut at the cap, which is v cut at a level and then shrunk
-            level = _clip_level(V, 2, radius / cap).clamp(min=cap)
+            level = _clip_level(V, 2, self.alpha_block / self.alpha_sparse)
+            level = level.clamp(min=max(cap, torch.finfo(V.dtype).tiny))  # below the cap, v is cut there alone
             return V - cap / level * V.clamp(-level, level)
         return prox_row_norms(V, self.q, radius, cap)
 

@@ -370,3 +370,62 @@ def extrapolation_weights(iterates):
     weights = np.linalg.solve(gram, np.ones(K))
     total = weights.sum()
     return weights / total if total != 0.0 and np.isfinite(total) else last
+
+
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
+def group_newton(G, W, C, l2, block):
+    """Newton direction ``(a, T)`` for a squared loss plus ``block`` times the sum of the row norms of ``W (a, T)``.
+
+    No row of W is zero. The Hessian is, per task, ``B = G + diag(l2 + block / ||w_j||)``, less a term of rank one per
+    row that couples the tasks. Woodbury leaves one unknown per row, the move along the row itself.
+    """
+    a, T = W.shape
+    B, norms, scratch = G.copy(), np.empty(a), np.empty(T)
+    D = np.empty((a, T))
+    for j in range(a):
+        norms[j] = _norm(W[j])
+        for t in range(T):
+            # A trace of damping: features that are copies of each other leave a flat direction.
+            B[j, j, t] = (B[j, j, t] + l2 + block / norms[j]) * (1 + 1e-10)
+    _invert(B, scratch)
+    along, coupling = np.zeros(a), np.eye(a)
+    for i in range(a):
+        for t in range(T):
+            D[i, t] = 0.0
+        for j in range(a):
+            total = 0.0
+            for t in range(T):
+                D[i, t] += B[i, j, t] * (C[j, t] - block / norms[j] * W[j, t])
+                total += W[i, t] * B[i, j, t] * W[j, t]
+            coupling[i, j] -= total * block / norms[j] ** 3
+        for t in range(T):
+            along[i] += W[i, t] * D[i, t]
+    moves = np.linalg.solve(coupling, along)
+    for i in range(a):
+        for j in range(a):
+            factor = moves[j] * block / norms[j] ** 3
+            for t in range(T):
+                D[i, t] += factor * B[i, j, t] * W[j, t]
+    return D
+
+
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
+def _invert(B, scratch):
+    """Invert ``B (a, a, T)``, positive definite for every task, in place (Gauss-Jordan)."""
+    a, T = B.shape[0], B.shape[2]
+    for p in range(a):
+        for t in range(T):
+            scratch[t] = 1 / B[p, p, t]
+            B[p, p, t] = 1.0
+        for j in range(a):
+            for t in range(T):
+                B[p, j, t] *= scratch[t]
+        for i in range(a):
+            if i == p:
+                continue
+            for t in range(T):
+                scratch[t] = B[i, p, t]
+                B[i, p, t] = 0.0
+            for j in range(a):
+                for t in range(T):
+                    B[i, j, t] -= scratch[t] * B[p, j, t]

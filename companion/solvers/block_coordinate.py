@@ -9,6 +9,7 @@ or not. Working sets only grow, so moments once computed are kept. Arrays here a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +23,8 @@ from companion.solvers.screening import RowPenalty
 
 Array = NDArray[np.float64]
 SWEEPS = 5  # between two extrapolations
+_NEWTON_SWEEPS = 2  # between two Newton steps
+_NEWTON = 64  # most rows for which a Newton step, cubic in them, is worth its cost
 
 
 class Form(Protocol):
@@ -71,6 +74,21 @@ class TaskMoments(_Moments):
         L = np.ascontiguousarray(np.einsum("jjt->jt", self.G)) + self.l2
         kernels.sweep_task_moments(self.G, self.W, self.state, L, self.l2, *rows, W_kept, state_kept)
 
+    def newton(self, block: float, floor: float) -> Array | None:
+        """Newton direction for the l1/l2 norm, over rows longer than ``floor`` times the longest; None if too many."""
+        norms = np.linalg.norm(self.W, axis=1)
+        used = np.flatnonzero(norms > floor * norms.max())
+        if not 0 < len(used) <= _NEWTON:
+            return None
+        G = self.G if len(used) == len(self.G) else self.G[np.ix_(used, used)]
+        direction = np.zeros_like(self.W)
+        direction[used] = kernels.group_newton(G, self.W[used], self.state[used], self.l2, block)
+        return direction
+
+    def state_at(self, W: Array) -> Array:
+        """Correlations at other weights."""
+        return self.c - self._product(W) - self.l2 * W
+
 
 class SharedMoments(_Moments):
     """``G (m, m)``, one matrix for all tasks."""
@@ -86,12 +104,8 @@ class SharedMoments(_Moments):
 class _Columns:
     """Forms whose state is the residuals; for working sets larger than the number of rows."""
 
-    def __init__(self, A: Array, y: Array, l2: float, W: Array) -> None:
-        self.A, self.l2, self.W = A, l2, W
-        self.state = y - self._margins(W)
-
-    def _margins(self, W: Array) -> Array:
-        raise NotImplementedError
+    def __init__(self, A: Array, residuals: Array, l2: float, W: Array) -> None:
+        self.A, self.l2, self.W, self.state = A, l2, W, residuals
 
     def loss(self, W: Array, state: Array) -> float:
         return 0.5 * float(np.vdot(state, state)) + self.l2 / 2 * float(np.vdot(W, W))
@@ -101,43 +115,47 @@ class _Columns:
 
 
 class SharedColumns(_Columns):
-    """Columns ``A (m, n)`` that all tasks share, residuals ``(n, T)``."""
+    """Columns ``A (m, n)`` that all tasks share, residuals ``(n, T)``, moments inside every block of columns."""
 
-    def __init__(self, A: Array, y: Array, l2: float, W: Array) -> None:
-        super().__init__(A, y, l2, W)
-        m, size = len(A), kernels.BLOCK
-        self._corners = np.zeros((m, size))
-        for a in range(0, m, size):
-            block = A[a : a + size]
-            self._corners[a : a + size, : len(block)] = block @ block.T
-        self._L = np.repeat(np.einsum("jn,jn->j", A, A)[:, None] + l2, W.shape[1], axis=1)
-
-    def _margins(self, W: Array) -> Array:
-        return self.A.T @ W
+    def __init__(self, A: Array, residuals: Array, l2: float, W: Array, corners: Array) -> None:
+        super().__init__(A, residuals, l2, W)
+        self.corners = corners
+        squares = corners[np.arange(len(A)), np.arange(len(A)) % kernels.BLOCK]
+        self._L = np.repeat(squares[:, None] + l2, W.shape[1], axis=1)
 
     def correlations(self) -> Array:
         return self.A @ self.state - self.l2 * self.W
 
     def sweep(self, rows: tuple[float, float, float], W_kept: Array, state_kept: Array) -> None:
         kernels.sweep_shared_residuals(
-            self.A, self.W, self.state, self._L, self._corners, self.l2, *rows, W_kept, state_kept
+            self.A, self.W, self.state, self._L, self.corners, self.l2, *rows, W_kept, state_kept
         )
+
+
+def block_corners(A: Array, known: Array) -> Array:
+    """(m, BLOCK) moments of the columns ``A (m, n)`` with those of their block; ``known`` holds those of the first."""
+    m, size = len(A), kernels.BLOCK
+    corners = np.zeros((m, size))
+    done = len(known) // size * size  # the last block known may have grown
+    corners[:done] = known[:done].reshape(done, size)
+    for a in range(done, m, size):
+        block = A[a : a + size]
+        corners[a : a + size, : len(block)] = block @ block.T
+    return corners
 
 
 class TaskColumns(_Columns):
     """Columns ``A (m, N)`` of tasks behind one another, residuals ``(N,)``."""
 
-    def __init__(self, A: Array, offsets: NDArray[np.int64], y: Array, l2: float, W: Array) -> None:
-        self.offsets = offsets
-        super().__init__(A, y, l2, W)
-        self._L = np.add.reduceat(A * A, offsets[:-1], axis=1) + l2
-
-    def _margins(self, W: Array) -> Array:
-        spread = np.repeat(W, np.diff(self.offsets), axis=1)  # (m, N)
-        return np.einsum("jn,jn->n", self.A, spread)
+    def __init__(self, A: Array, offsets: NDArray[np.int64], residuals: Array, l2: float, W: Array) -> None:
+        super().__init__(A, residuals, l2, W)
+        self.offsets, self._slices = offsets, [slice(a, b) for a, b in pairwise(offsets.tolist())]
+        # Task by task: A may be as large as the data, and nothing of its size is to be made beside it.
+        self._L = np.stack([np.einsum("jn,jn->j", A[:, s], A[:, s]) for s in self._slices], axis=1) + l2
 
     def correlations(self) -> Array:
-        return np.add.reduceat(self.A * self.state, self.offsets[:-1], axis=1) - self.l2 * self.W
+        C = np.stack([self.A[:, s] @ self.state[s] for s in self._slices], axis=1)
+        return C - self.l2 * self.W
 
     def sweep(self, rows: tuple[float, float, float], W_kept: Array, state_kept: Array) -> None:
         kernels.sweep_task_residuals(
@@ -166,14 +184,16 @@ def task_form(blocks: Iterable[Sequence[Tensor]], centre: bool, n_features: int,
             G[:, :, t], c[:, t] = A.T @ A, A.T @ y
         return TaskMoments(G, c, sum(float(y @ y) for y in ys), l2, W)
     offsets = np.concatenate([[0], np.cumsum([len(y) for y in ys])])
-    return TaskColumns(np.concatenate(As).T.copy(), offsets, np.concatenate(ys), l2, W)
+    residuals = np.concatenate([y - A @ w for A, y, w in zip(As, ys, W.T, strict=True)])
+    return TaskColumns(np.concatenate(As).T.copy(), offsets, residuals, l2, W)
 
 
 def descend(form: Form, penalty: RowPenalty, gap: float, max_sweeps: int) -> int:
     """Sweep until the duality gap on the working set is at most ``gap``; returns the sweeps used.
 
-    After every few sweeps, Anderson extrapolation (Bertrand and Massias 2021) proposes the combination of the last
-    iterates whose differences nearly cancel; it is taken if it lowers the objective.
+    After every few sweeps comes a jump, taken if it lowers the objective. For the l1/l2 norm on second moments of few
+    features that is a Newton step over the rows in use, which the sweeps have found. Else Anderson extrapolation
+    (Bertrand and Massias 2021): the combination of the last iterates whose differences nearly cancel.
     """
     with one_thread():
         return _descend(form, penalty, gap, max_sweeps)
@@ -183,22 +203,56 @@ def _descend(form: Form, penalty: RowPenalty, gap: float, max_sweeps: int) -> in
     rows = penalty.rows
     W_kept = np.empty((SWEEPS + 1, *form.W.shape))
     state_kept = np.empty((SWEEPS + 1, *form.state.shape))
-    for sweeps in range(SWEEPS, max_sweeps + SWEEPS, SWEEPS):
+    sweeps, newton = 0, True
+    while sweeps < max_sweeps:
+        K = min(_NEWTON_SWEEPS if newton else SWEEPS, max_sweeps - sweeps)
         W_kept[0], state_kept[0] = form.W, form.state
-        form.sweep(rows, W_kept[1:], state_kept[1:])
-        _extrapolate(form, penalty, W_kept, state_kept)
-        if _gap(form, penalty) <= gap or np.array_equal(W_kept[-1], W_kept[-2]):
-            return sweeps
-    return max_sweeps
+        form.sweep(rows, W_kept[1 : K + 1], state_kept[1 : K + 1])
+        sweeps += K
+        newton = _newton(form, penalty)
+        if not newton:
+            _extrapolate(form, penalty, W_kept[: K + 1], state_kept[: K + 1])
+        if _gap(form, penalty) <= gap or np.array_equal(form.W, W_kept[0]):
+            break
+    return sweeps
+
+
+def _newton(form: Form, penalty: RowPenalty) -> bool:
+    """Try a Newton step over the rows in use; whether one lowered the objective.
+
+    A row that would turn against itself is on its way to zero, and is put there. Rows that are all but zero can spoil
+    the step, since their curvature is huge: without success it is tried without them.
+    """
+    block, sparse, q = penalty.rows
+    if not isinstance(form, TaskMoments) or q != 2 or sparse < np.inf:
+        return False
+    for floor in (1e-8, 1e-3):
+        direction = form.newton(block, floor)
+        if direction is None:
+            continue
+        for step in (1.0, 0.5, 0.25):
+            W = form.W + step * direction
+            W[(W * form.W).sum(axis=1) < 0] = 0.0
+            if _accept(form, penalty, W, form.state_at(W)):
+                return True
+    return False
 
 
 def _extrapolate(form: Form, penalty: RowPenalty, W_kept: Array, state_kept: Array) -> None:
-    weights = kernels.extrapolation_weights(W_kept.reshape(SWEEPS + 1, -1))
-    W = (weights @ W_kept[1:].reshape(SWEEPS, -1)).reshape(form.W.shape)
-    state = (weights @ state_kept[1:].reshape(SWEEPS, -1)).reshape(form.state.shape)
+    K = len(W_kept) - 1
+    weights = kernels.extrapolation_weights(W_kept.reshape(K + 1, -1))
+    W = (weights @ W_kept[1:].reshape(K, -1)).reshape(form.W.shape)
+    state = (weights @ state_kept[1:].reshape(K, -1)).reshape(form.state.shape)
+    _accept(form, penalty, W, state)
+
+
+def _accept(form: Form, penalty: RowPenalty, W: Array, state: Array) -> bool:
+    """Go to ``W`` if the objective is lower there."""
     now = form.loss(form.W, form.state) + float(penalty.value(torch.from_numpy(form.W)))
-    if form.loss(W, state) + float(penalty.value(torch.from_numpy(W))) < now:
+    lower = form.loss(W, state) + float(penalty.value(torch.from_numpy(W))) < now
+    if lower:
         form.W[...], form.state[...] = W, state
+    return lower
 
 
 def _gap(form: Form, penalty: RowPenalty) -> float:

@@ -16,6 +16,7 @@ from companion.solvers.block_coordinate import (
     SharedMoments,
     TaskColumns,
     TaskMoments,
+    block_corners,
     descend,
     task_form,
 )
@@ -25,7 +26,7 @@ from companion.solvers.prox_newton import prox_newton
 from companion.solvers.rows import RaggedRows, SharedRows
 from companion.solvers.screening import RowPenalty, row_dual_norms
 
-_FIRST = 64  # rows of the first working set
+_FIRST = 128  # rows of the first working set
 _ALL = 64  # with so few features, the working set is all of them
 
 
@@ -64,10 +65,22 @@ def working_set(
         active = (point.W != 0).any(1)
         grown = subset.grow(_candidates(penalty, problem.descent(point), active))
         idle = 0 if grown else idle
-        # The last solve is to reach the tolerance; those before only have to show which features matter.
-        target = 0.9 * tol if len(subset.chosen) == problem.n_features else max(0.3 * tol, 0.1 * certificate.gap)
-        point, steps = subset.solve(penalty, point.W, min(target, 0.3 * certificate.gap), max_iter - used)
+        target = _inner_target(problem, len(subset.chosen), tol, certificate.gap)
+        point, steps = subset.solve(penalty, point, min(target, 0.3 * certificate.gap), max_iter - used)
         used += steps
+
+
+def _inner_target(problem: Problem, m: int, tol: float, gap: float) -> float:
+    """Gap to reach on a working set of m features.
+
+    Where sweeps cost much less than a pass over all features, they are not to be what is missing in the end; else a
+    tenth of the gap shows well enough which features matter.
+    """
+    n, d = problem.y.shape[0], problem.n_features
+    if m == d:
+        return 0.9 * tol
+    cheap = 20 * m * min(m, n) < n * d
+    return 0.3 * tol if cheap else max(0.3 * tol, 0.1 * gap)
 
 
 def _has_forms(problem: Problem) -> bool:
@@ -76,11 +89,11 @@ def _has_forms(problem: Problem) -> bool:
 
 
 def _candidates(penalty: RowPenalty, C: Tensor, active: Tensor) -> Tensor:
-    """Features in the order in which they should enter: twice as many as are active, nearest to violation first."""
-    d = len(C)
-    wanted = d if d <= _ALL else min(d, max(_FIRST, 2 * int(active.sum())))
-    score = torch.where(active, torch.inf, row_dual_norms(penalty.rows, C))
-    return score.topk(wanted).indices
+    """Features in use and those that violate the dual constraint most, at most as many of these as of the former."""
+    d, norms = len(C), row_dual_norms(penalty.rows, C)
+    n_active, n_violating = int(active.sum()), int(((norms > 1) & ~active).sum())
+    wanted = d if d <= _ALL else min(d, max(_FIRST, n_active + min(n_active, n_violating)))
+    return torch.where(active, torch.inf, norms).topk(wanted).indices
 
 
 class _Subset:
@@ -105,7 +118,7 @@ class _Subset:
 class _General(_Subset):
     """Any loss: proximal Newton on the chosen features."""
 
-    def solve(self, penalty: RowPenalty, W: Tensor, gap: float, max_iter: int) -> tuple[Point, int]:
+    def solve(self, penalty: RowPenalty, start: Point, gap: float, max_iter: int) -> tuple[Point, int]:
         part = self.problem.columns(self.chosen)
 
         def quadratic(z: Tensor, h: Tensor, W: Tensor, gap: float) -> Tensor:
@@ -113,7 +126,7 @@ class _General(_Subset):
             descend(form, penalty, gap, 10_000)
             return torch.from_numpy(form.W)
 
-        point, _, steps = prox_newton(part, penalty, quadratic, gap, max_iter, W[self.chosen])
+        point, _, steps = prox_newton(part, penalty, quadratic, gap, max_iter, start.W[self.chosen])
         return self.problem.at(self._scatter(point.W)), steps
 
 
@@ -131,11 +144,12 @@ class _Quadratic(_Subset):
         self._y = self._root * problem.y.numpy()
         self._yty = float(np.vdot(self._y, self._y))
         self._A = np.empty((0, len(self._y)))  # (m, n) columns of the working set, or (m, N)
+        self._corners = np.empty((0, 0))
         self._G = np.empty((0, 0)) if self.shared else np.empty((0, 0, problem.n_tasks))
         self._c = np.empty((0, problem.n_tasks))
 
-    def solve(self, penalty: RowPenalty, W: Tensor, gap: float, max_iter: int) -> tuple[Point, int]:
-        form = self._form(W[self.chosen].numpy())
+    def solve(self, penalty: RowPenalty, start: Point, gap: float, max_iter: int) -> tuple[Point, int]:
+        form = self._form(start)
         sweeps = descend(form, penalty, gap, max_iter)
         margins = torch.from_numpy(self._margins(form.W))
         return self.problem.with_margins(self._scatter(torch.from_numpy(form.W)), margins), sweeps
@@ -151,25 +165,28 @@ class _Quadratic(_Subset):
     def _slices(self) -> Iterator[tuple[int, int]]:
         return pairwise(self._offsets.tolist())
 
-    def _form(self, W: Array) -> Form:
-        m, l2 = len(self.chosen), self.problem.l2
+    def _form(self, start: Point) -> Form:
+        m, l2, W = len(self.chosen), self.problem.l2, start.W[self.chosen].numpy()
         self._extend_columns()
         if self.shared:
             if m > len(self._y):
-                return SharedColumns(self._A, self._y, l2, W)
+                self._corners = block_corners(self._A, self._corners)
+                return SharedColumns(self._A, self._residuals(start), l2, W, self._corners)
             self._extend_shared_moments()
             return SharedMoments(self._G, self._c, self._yty, l2, W)
         if m * self.problem.n_tasks > 2 * len(self._y):
-            return TaskColumns(self._A, self._offsets, self._y, l2, W)
+            return TaskColumns(self._A, self._offsets, self._residuals(start), l2, W)
         self._extend_task_moments()
         return TaskMoments(self._G, self._c, self._yty, l2, W)
+
+    def _residuals(self, point: Point) -> Array:
+        return self._y - self._root * point.margin.numpy()
 
     def _extend_columns(self) -> None:
         new = self.chosen[len(self._A) :]
         if len(new):
-            columns = self.problem.rows.X.index_select(1, new).numpy()
             root = self._root[0, 0] if self.shared else self._root
-            self._A = np.concatenate([self._A, columns.T * root])
+            self._A = np.concatenate([self._A, _gather(self.problem.rows.X.numpy(), new.numpy()) * root])
 
     def _extend_shared_moments(self) -> None:
         old, m = len(self._G), len(self._A)
@@ -194,3 +211,8 @@ class _Quadratic(_Subset):
             G[:old, old:, t] = new[:, :old].T
             c[:, t] = A @ self._y[a:b]
         self._G, self._c = G, c
+
+
+def _gather(X: Array, columns: Array) -> Array:
+    """(m, n) columns of ``X (n, d)``, read along the order in which X lies in memory."""
+    return X.T[columns] if X.flags.f_contiguous else X[:, columns].T

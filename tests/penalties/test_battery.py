@@ -186,6 +186,14 @@ def test_prox_is_firmly_nonexpansive(penalty, shape, draw, tol):
         assert (moved**2).sum() <= (moved * (V - U)).sum() + tol * scale**2
 
 
+@each_shape
+@each_penalty
+def test_no_step_is_no_change(penalty, shape, draw, tol):
+    V = draw(*shaped(penalty, shape))
+    V[..., 0, :] = V[..., -1, 0] = 0.0
+    torch.testing.assert_close(penalty.prox(V, 0.0), V, rtol=0, atol=tol)
+
+
 @each_penalty
 def test_prox_leaves_its_argument_alone(penalty, draw):
     V = draw(*shaped(penalty, (D, T)))

@@ -83,6 +83,14 @@ def test_dear_block_part_leaves_the_lasso(q, draw, tol):
         assert penalty.dual_norm(V) == pytest.approx(lasso.dual_norm(V), rel=tol)
 
 
+def test_no_power_overflows(draw):
+    """Exponents close to one have huge duals: 1500^101 is beyond float64."""
+    V = draw(2, 2000)
+    penalty = Dirty(0.6 * 1500, 0.6, 1.01)
+    assert torch.equal(penalty.split(V)[1], V)
+    assert torch.equal(penalty.prox(V, 0.5), L1(0.6).prox(V, 0.5))
+
+
 @pytest.mark.parametrize("q", EXPONENTS)
 def test_nothing_jumps_where_a_part_drops_out(q, draw, tol):
     """Just inside the regime in which both parts are used, the penalty is that of the regime outside."""

@@ -39,7 +39,15 @@ def test_singular_values_are_lowered(name, tau, wide, spectral, dtype):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-11 if dtype == torch.float64 else 1e-5)
 
 
-@pytest.mark.parametrize("power", [-0.49, 0.0, 0.49])
+@pytest.mark.parametrize("shape", [(7, 3), (3, 7)])
+def test_decompositions_are_those_of_the_smaller_side(shape, draw, monkeypatch):
+    seen, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda A: seen.append(tuple(A.shape)) or eigh(A))
+    TraceNorm(0.5).prox(draw(*shape), 1.0)
+    assert seen == [(3, 3)]
+
+
+@pytest.mark.parametrize("power", [-0.6, 0.0, 0.6])
 def test_magnitudes_whose_squares_overflow(power, draw, dtype):
     size = 2.0 ** round(math.log2(torch.finfo(dtype).max) * power)
     V = draw(6, 3)
