@@ -25,7 +25,7 @@ FORMAT = 1
 # Folder with records, instead of book/results of the checkout that holds the package.
 RESULTS_VARIABLE = "COMPANION_RESULTS"
 # Keys of a unit that number its repetitions: results are paired, and ordered, by these.
-REPEAT_KEYS = ("seed", "split")
+REPEAT_KEYS = ("seed", "split", "repeat")
 PACKAGE = Path(companion.__file__).resolve().parent
 
 

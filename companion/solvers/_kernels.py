@@ -373,59 +373,61 @@ def extrapolation_weights(iterates):
 
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
-def group_newton(G, W, C, l2, block):
-    """Newton direction ``(a, T)`` for a squared loss plus ``block`` times the sum of the row norms of ``W (a, T)``.
+def reweighted_ridge(G, c, l2, block, eta, curvature):
+    r"""Correlations ``C (m, T)`` at the ridge solution with penalty ``block ||W_j||^2 / (2 eta_j)`` on row j.
 
-    No row of W is zero. The Hessian is, per task, ``B = G + diag(l2 + block / ||w_j||)``, less a term of rank one per
-    row that couples the tasks. Woodbury leaves one unknown per row, the move along the row itself.
+    ``W_j = eta_j C_j / block`` there; a row with eta_j = 0 is zero, and its correlations are as smooth as the others'.
+    With ``curvature (m, m)`` not empty, it is filled with minus the derivative of ``||C_j||^2 / (2 block)`` in eta_k.
     """
-    a, T = W.shape
-    B, norms, scratch = G.copy(), np.empty(a), np.empty(T)
-    D = np.empty((a, T))
-    for j in range(a):
-        norms[j] = _norm(W[j])
+    m, T = c.shape
+    B, scratch, C = np.empty((m, m, T)), np.empty(T), np.zeros((m, T))
+    for j in range(m):
+        for k in range(m):
+            factor = eta[k] / block
+            for t in range(T):
+                B[j, k, t] = G[j, k, t] * factor
         for t in range(T):
-            # A trace of damping: features that are copies of each other leave a flat direction.
-            B[j, j, t] = (B[j, j, t] + l2 + block / norms[j]) * (1 + 1e-10)
+            B[j, j, t] += 1.0 + l2 * eta[j] / block
     _invert(B, scratch)
-    along, coupling = np.zeros(a), np.eye(a)
-    for i in range(a):
-        for t in range(T):
-            D[i, t] = 0.0
-        for j in range(a):
+    for j in range(m):
+        for k in range(m):
+            for t in range(T):
+                C[j, t] += B[j, k, t] * c[k, t]
+    for j in range(curvature.shape[0]):
+        for k in range(m):
+            for t in range(T):
+                scratch[t] = l2 * B[j, k, t]
+            for i in range(m):
+                for t in range(T):
+                    scratch[t] += B[j, i, t] * G[i, k, t]
             total = 0.0
             for t in range(T):
-                D[i, t] += B[i, j, t] * (C[j, t] - block / norms[j] * W[j, t])
-                total += W[i, t] * B[i, j, t] * W[j, t]
-            coupling[i, j] -= total * block / norms[j] ** 3
-        for t in range(T):
-            along[i] += W[i, t] * D[i, t]
-    moves = np.linalg.solve(coupling, along)
-    for i in range(a):
-        for j in range(a):
-            factor = moves[j] * block / norms[j] ** 3
-            for t in range(T):
-                D[i, t] += factor * B[i, j, t] * W[j, t]
-    return D
+                total += C[j, t] * scratch[t] * C[k, t]
+            curvature[j, k] = total / block**2
+    return C
 
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
 def _invert(B, scratch):
-    """Invert ``B (a, a, T)``, positive definite for every task, in place (Gauss-Jordan)."""
-    a, T = B.shape[0], B.shape[2]
-    for p in range(a):
+    """Invert ``B (m, m, T)`` for every task in place (Gauss-Jordan).
+
+    No pivots are needed for what comes here, the identity plus a product of two positive semidefinite matrices of which
+    one is diagonal: all its leading minors are positive.
+    """
+    m, T = B.shape[0], B.shape[2]
+    for p in range(m):
         for t in range(T):
             scratch[t] = 1 / B[p, p, t]
             B[p, p, t] = 1.0
-        for j in range(a):
+        for j in range(m):
             for t in range(T):
                 B[p, j, t] *= scratch[t]
-        for i in range(a):
+        for i in range(m):
             if i == p:
                 continue
             for t in range(T):
                 scratch[t] = B[i, p, t]
                 B[i, p, t] = 0.0
-            for j in range(a):
+            for j in range(m):
                 for t in range(T):
                     B[i, j, t] -= scratch[t] * B[p, j, t]

@@ -23,8 +23,7 @@ from companion.solvers.screening import RowPenalty
 
 Array = NDArray[np.float64]
 SWEEPS = 5  # between two extrapolations
-_NEWTON_SWEEPS = 2  # between two Newton steps
-_NEWTON = 64  # most rows for which a Newton step, cubic in them, is worth its cost
+_NEWTON_ROWS = 64  # most rows for which a Newton step, cubic in them, is worth its cost
 
 
 class Form(Protocol):
@@ -73,21 +72,6 @@ class TaskMoments(_Moments):
     def sweep(self, rows: tuple[float, float, float], W_kept: Array, state_kept: Array) -> None:
         L = np.ascontiguousarray(np.einsum("jjt->jt", self.G)) + self.l2
         kernels.sweep_task_moments(self.G, self.W, self.state, L, self.l2, *rows, W_kept, state_kept)
-
-    def newton(self, block: float, floor: float) -> Array | None:
-        """Newton direction for the l1/l2 norm, over rows longer than ``floor`` times the longest; None if too many."""
-        norms = np.linalg.norm(self.W, axis=1)
-        used = np.flatnonzero(norms > floor * norms.max())
-        if not 0 < len(used) <= _NEWTON:
-            return None
-        G = self.G if len(used) == len(self.G) else self.G[np.ix_(used, used)]
-        direction = np.zeros_like(self.W)
-        direction[used] = kernels.group_newton(G, self.W[used], self.state[used], self.l2, block)
-        return direction
-
-    def state_at(self, W: Array) -> Array:
-        """Correlations at other weights."""
-        return self.c - self._product(W) - self.l2 * W
 
 
 class SharedMoments(_Moments):
@@ -191,51 +175,74 @@ def task_form(blocks: Iterable[Sequence[Tensor]], centre: bool, n_features: int,
 def descend(form: Form, penalty: RowPenalty, gap: float, max_sweeps: int) -> int:
     """Sweep until the duality gap on the working set is at most ``gap``; returns the sweeps used.
 
-    After every few sweeps comes a jump, taken if it lowers the objective. For the l1/l2 norm on second moments of few
-    features that is a Newton step over the rows in use, which the sweeps have found. Else Anderson extrapolation
-    (Bertrand and Massias 2021): the combination of the last iterates whose differences nearly cancel.
+    After every few sweeps comes a jump, taken if it lowers the objective: Anderson extrapolation (Bertrand and Massias
+    2021), the combination of the last iterates whose differences nearly cancel. Where ten sweeps have not been enough,
+    the l1/l2 norm on second moments of few features gets Newton steps instead.
     """
     with one_thread():
         return _descend(form, penalty, gap, max_sweeps)
 
 
 def _descend(form: Form, penalty: RowPenalty, gap: float, max_sweeps: int) -> int:
-    rows = penalty.rows
+    block, sparse, q = penalty.rows
+    newton = q == 2 and sparse == np.inf and len(form.W) <= _NEWTON_ROWS
     W_kept = np.empty((SWEEPS + 1, *form.W.shape))
     state_kept = np.empty((SWEEPS + 1, *form.state.shape))
-    sweeps, newton = 0, True
+    sweeps, K = 0, SWEEPS
     while sweeps < max_sweeps:
-        K = min(_NEWTON_SWEEPS if newton else SWEEPS, max_sweeps - sweeps)
+        K = min(K, max_sweeps - sweeps)
         W_kept[0], state_kept[0] = form.W, form.state
-        form.sweep(rows, W_kept[1 : K + 1], state_kept[1 : K + 1])
+        form.sweep((block, sparse, q), W_kept[1 : K + 1], state_kept[1 : K + 1])
         sweeps += K
-        newton = _newton(form, penalty)
-        if not newton:
+        if newton and isinstance(form, TaskMoments) and sweeps > 2 * SWEEPS and _newton(form, block):
+            K = 1
+        else:
             _extrapolate(form, penalty, W_kept[: K + 1], state_kept[: K + 1])
+            K = SWEEPS
         if _gap(form, penalty) <= gap or np.array_equal(form.W, W_kept[0]):
             break
     return sweeps
 
 
-def _newton(form: Form, penalty: RowPenalty) -> bool:
-    """Try a Newton step over the rows in use; whether one lowered the objective.
+def _newton(form: TaskMoments, block: float) -> bool:
+    r"""One projected Newton step for the l1/l2 norm; whether it lowered the objective.
 
-    A row that would turn against itself is on its way to zero, and is put there. Rows that are all but zero can spoil
-    the step, since their curvature is huge: without success it is tried without them.
+    Since :math:`\lVert w \rVert = \min_\eta \lVert w \rVert^2 / 2 \eta + \eta / 2`, the problem is ridge regression with
+    one penalty per row. With W solved for, what remains is smooth and convex in m numbers eta >= 0:
+
+    .. math:: \phi(\eta) = \tfrac12 y^\top y - \tfrac12 \langle c, W(\eta) \rangle + \tfrac{\alpha}{2} \sum_j \eta_j,
+       \qquad \partial \phi / \partial \eta_j = (\alpha^2 - \lVert C_j \rVert^2) / 2 \alpha
     """
-    block, sparse, q = penalty.rows
-    if not isinstance(form, TaskMoments) or q != 2 or sparse < np.inf:
-        return False
-    for floor in (1e-8, 1e-3):
-        direction = form.newton(block, floor)
-        if direction is None:
-            continue
-        for step in (1.0, 0.5, 0.25):
-            W = form.W + step * direction
-            W[(W * form.W).sum(axis=1) < 0] = 0.0
-            if _accept(form, penalty, W, form.state_at(W)):
-                return True
+    eta, m = np.linalg.norm(form.W, axis=1), len(form.W)
+    curvature = np.empty((m, m))
+    C = kernels.reweighted_ridge(form.G, form.c, form.l2, block, eta, curvature)
+    slope = (block**2 - (C**2).sum(axis=1)) / (2 * block)
+    direction = _bounded_step(curvature, slope, eta)
+    value = form.loss(form.W, form.state) + block * eta.sum()
+    for step in (1.0, 0.5, 0.25, 0.1, 0.03):
+        trial = np.maximum(eta + step * direction, 0.0)
+        C = kernels.reweighted_ridge(form.G, form.c, form.l2, block, trial, np.empty((0, m)))
+        W = (trial / block)[:, None] * C
+        if form.loss(W, C) + block * float(np.linalg.norm(W, axis=1).sum()) < value:
+            form.W[...], form.state[...] = W, C
+            return True
     return False
+
+
+def _bounded_step(curvature: Array, slope: Array, eta: Array) -> Array:
+    """Newton direction for ``eta >= 0``: entries that it would take below zero go to zero, and the others anew."""
+    direction = np.zeros_like(eta)
+    free = (eta > 0) | (slope < 0)
+    damping = 1e-12 * curvature.trace() + 1e-300  # features may be copies of each other
+    for _ in range(len(eta)):
+        system = curvature[np.ix_(free, free)]
+        system[np.diag_indices(len(system))] += damping
+        direction[free] = -np.linalg.solve(system, slope[free] + curvature[np.ix_(free, ~free)] @ direction[~free])
+        below = free & (eta + direction < 0)
+        if not below.any():
+            break
+        direction[below], free = -eta[below], free & ~below
+    return direction
 
 
 def _extrapolate(form: Form, penalty: RowPenalty, W_kept: Array, state_kept: Array) -> None:
