@@ -5,7 +5,7 @@ Every function draws on axes it is given (or makes) and returns them, so that a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -117,3 +117,78 @@ def matrix(ax: Axes, values: ArrayLike, row_label: str, column_label: str, limit
     ax.set_ylabel(row_label)
     ax.set_xlabel(column_label)
     return image
+
+
+def unit_ball(
+    ax: Axes, norm: Callable[[np.ndarray], ArrayLike], label: str | None = None, colour: str = COLOURS[0]
+) -> Axes:
+    """The points of the plane at which a norm is one.
+
+    Parameters
+    ----------
+    ax : Axes
+    norm : callable
+        From points ``(n, 2)`` to their norms ``(n,)``.
+    """
+    angle = np.linspace(0, 2 * np.pi, 721)  # every multiple of 90 and of 45 degrees is among them
+    direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    points = direction / np.asarray(norm(direction), dtype=float)[:, None]
+    ax.plot(*points.T, color=colour, label=label)
+    ax.set_aspect("equal")
+    return ax
+
+
+def shrinkage(ax: Axes, prox: Callable[[np.ndarray], ArrayLike], reach: float = 3.0, colour: str = COLOURS[0]) -> Axes:
+    """Where a proximal operator moves the points of a grid in the plane; points that it sends to zero are grey.
+
+    Parameters
+    ----------
+    ax : Axes
+    prox : callable
+        From points ``(n, 2)`` to where they go ``(n, 2)``.
+    reach : float
+        Largest coordinate of the grid.
+    """
+    side = np.linspace(-reach, reach, 13)
+    points = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    moved = np.asarray(prox(points), dtype=float)
+    gone = (moved == 0).all(axis=1)
+    ax.plot(*points[gone].T, ".", color="0.55", markersize=6, zorder=3)
+    kept, step = points[~gone], (moved - points)[~gone]
+    ax.quiver(*kept.T, *step.T, color=colour, angles="xy", scale_units="xy", scale=1, width=0.006, headwidth=4.5)
+    ax.set_aspect("equal")
+    return ax
+
+
+def success_curve(
+    ax: Axes,
+    x: ArrayLike,
+    share: ArrayLike,
+    trials: int,
+    label: str | None = None,
+    colour: str = COLOURS[0],
+    linestyle: str = "-",
+) -> Axes:
+    """Shares of successes against a knob, with their 95 % Wilson intervals, which stay inside 0..1.
+
+    Parameters
+    ----------
+    ax : Axes
+    x : (S,) numbers
+        Settings of the knob.
+    share : (S,) numbers in 0..1
+        Successes over trials.
+    trials : int
+        Trials at each setting.
+    """
+    x, share = np.asarray(x, dtype=float), np.asarray(share, dtype=float)
+    if x.shape != share.shape:
+        raise ValueError(f"x and share must have the same shape; got {x.shape} and {share.shape}")
+    z2 = 1.959964**2 / trials
+    centre = (share + z2 / 2) / (1 + z2)
+    half = np.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
+    ax.fill_between(x, centre - half, centre + half, color=colour, alpha=0.15, linewidth=0)
+    ax.plot(x, share, color=colour, linestyle=linestyle, marker="o", markersize=3, label=label)
+    ax.set_ylim(-0.03, 1.03)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

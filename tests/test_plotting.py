@@ -6,9 +6,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from companion.metrics import paired_difference
-from companion.plotting import forest, gain_curve, image_grid, matrix
+from companion.plotting import forest, gain_curve, image_grid, matrix, shrinkage, success_curve, unit_ball
 
 
 @pytest.fixture
@@ -74,3 +75,38 @@ def test_matrix_has_symmetric_limits(axes):
 
 def test_matrix_takes_a_limit(axes):
     assert matrix(axes, [[1.0, -3.0]], "feature", "task", limit=5.0).get_clim() == (-5.0, 5.0)
+
+
+def test_unit_ball_lies_where_the_norm_is_one(axes):
+    unit_ball(axes, lambda points: 2 * np.abs(points[:, 0]) + np.abs(points[:, 1]))
+    points = axes.lines[0].get_xydata()
+    np.testing.assert_allclose(2 * np.abs(points[:, 0]) + np.abs(points[:, 1]), np.ones(len(points)), atol=1e-12)
+    for corner in ([0.5, 0], [0, 1], [-0.5, 0], [0, -1]):
+        assert np.abs(points - corner).sum(axis=1).min() < 1e-12
+
+
+def test_shrinkage_draws_where_points_go_and_which_vanish(axes):
+    def prox(points):  # the second coordinate is halved; what lies within 1.2 of the origin goes there
+        return points * [1.0, 0.5] * (np.abs(points).max(axis=1, keepdims=True) > 1.2)
+
+    shrinkage(axes, prox, reach=2.0)
+    gone, arrows = axes.lines[0].get_xydata(), axes.collections[0]
+    assert len(gone) + len(arrows.U) == 13 * 13
+    assert len(gone) == 7 * 7  # coordinates -1, -2/3 ... 1
+    np.testing.assert_allclose(arrows.U, np.zeros(len(arrows.U)), atol=1e-12)
+    np.testing.assert_allclose(arrows.V, -arrows.get_offsets()[:, 1] / 2, atol=1e-12)
+
+
+def test_success_curve_has_wilson_intervals(axes):
+    """Against scipy's interval; all or no successes have a width, too."""
+    share = np.array([0.0, 0.35, 0.8, 1.0])
+    success_curve(axes, [1, 2, 3, 5], share, trials=20, label="a", linestyle="--")
+    line, band = axes.lines[0], axes.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose(line.get_xydata(), np.stack([[1, 2, 3, 5], share], axis=1))
+    assert line.get_linestyle() == "--"
+    for x, successes in zip([1, 2, 3, 5], 20 * share, strict=True):
+        expected = binomtest(round(successes), 20).proportion_ci(method="wilson")
+        found = band[band[:, 0] == x, 1]
+        np.testing.assert_allclose([found.min(), found.max()], [expected.low, expected.high], atol=1e-6)
+    with pytest.raises(ValueError, match=r"same shape; got \(2,\) and \(3,\)"):
+        success_curve(axes, [1, 2], [0, 0, 1], trials=5)

@@ -6,9 +6,20 @@ after it, and is added to ``EXPERIMENTS`` here.
 """
 
 from companion.experiments._frame import Experiment, UnitResult, run
+from companion.experiments.overlap_phase_transition import OverlapPhaseTransition
 from companion.experiments.school_baselines import SchoolBaselines
 from companion.experiments.school_controls import SchoolControls
+from companion.experiments.school_convex import SchoolConvex
 
-EXPERIMENTS: tuple[Experiment, ...] = (SchoolBaselines(), SchoolControls())
+EXPERIMENTS: tuple[Experiment, ...] = (OverlapPhaseTransition(), SchoolBaselines(), SchoolControls(), SchoolConvex())
 
-__all__ = ["EXPERIMENTS", "Experiment", "SchoolBaselines", "SchoolControls", "UnitResult", "run"]
+__all__ = [
+    "EXPERIMENTS",
+    "Experiment",
+    "OverlapPhaseTransition",
+    "SchoolBaselines",
+    "SchoolControls",
+    "SchoolConvex",
+    "UnitResult",
+    "run",
+]

@@ -207,8 +207,8 @@ def _descend(form: Form, penalty: RowPenalty, gap: float, max_sweeps: int) -> in
 def _newton(form: TaskMoments, block: float) -> bool:
     r"""One projected Newton step for the l1/l2 norm; whether it lowered the objective.
 
-    Since :math:`\lVert w \rVert = \min_\eta \lVert w \rVert^2 / 2 \eta + \eta / 2`, the problem is ridge regression with
-    one penalty per row. With W solved for, what remains is smooth and convex in m numbers eta >= 0:
+    Since :math:`\lVert w \rVert = \min_\eta \lVert w \rVert^2 / 2 \eta + \eta / 2`, this is ridge regression with a
+    penalty per row. With W solved for, what remains is smooth and convex in m numbers eta >= 0:
 
     .. math:: \phi(\eta) = \tfrac12 y^\top y - \tfrac12 \langle c, W(\eta) \rangle + \tfrac{\alpha}{2} \sum_j \eta_j,
        \qquad \partial \phi / \partial \eta_j = (\alpha^2 - \lVert C_j \rVert^2) / 2 \alpha
