@@ -42,35 +42,47 @@ def row_norm(v, q):
 
 
 @njit(cache=True)
-def _clipped_level(size, box, radius):
-    """``theta`` with ``sum_t min(max(size_t - theta, 0), box) = radius``: the l1 ball cut by a box.
+def _max_row(c, L, block, sparse, out):
+    """Minimiser of ``sum_t L_t/2 w_t^2 - c_t w_t`` plus ``block max|w|``, entries being free above at ``sparse`` each.
 
-    The sum is piecewise linear in theta; a Newton step from inside a piece lands on its root, so few steps suffice.
+    Up to a level m that they pay for together, entries are what they want to be; above it they pay ``sparse``. The
+    level solves ``sum_t min(max(|c_t| - L_t m, 0), sparse) = block``, which is piecewise linear in m: a Newton step
+    from inside a piece lands on its root.
     """
-    low, high = 0.0, 0.0
-    for t in range(size.size):
-        high = max(high, size[t])
-    theta = low
+    low, high, total = 0.0, 0.0, 0.0
+    for t in range(c.size):
+        if L[t] > 0.0:
+            high = max(high, abs(c[t]) / L[t])
+            total += min(abs(c[t]), sparse)
+    level = 0.0
+    if total <= block * (1 + 1e-15 * c.size):  # on the boundary, rounding is not to leave dust
+        high = 0.0
     for _ in range(200):
-        total, slope = -radius, 0
-        for t in range(size.size):
-            rest = size[t] - theta
-            if rest >= box:
-                total += box
-            elif rest > 0.0:
-                total += rest
-                slope += 1
-        if total > 0.0:
-            low = theta
-        else:
-            high = theta
-        step = theta + total / slope if slope > 0 else 0.5 * (low + high)
-        if step <= low or step >= high:
-            step = theta if total == 0.0 else 0.5 * (low + high)
-        if abs(step - theta) <= 1e-16 * high:
+        if high == 0.0:
             break
-        theta = step
-    return theta
+        excess, slope = -block, 0.0
+        for t in range(c.size):
+            rest = abs(c[t]) - L[t] * level
+            if L[t] > 0.0 and rest >= sparse:
+                excess += sparse
+            elif L[t] > 0.0 and rest > 0.0:
+                excess += rest
+                slope += L[t]
+        if excess > 0.0:
+            low = level
+        else:
+            high = level
+        step = level + excess / slope if slope > 0.0 else 0.5 * (low + high)
+        if not (low < step < high):
+            step = level if excess == 0.0 else 0.5 * (low + high)
+        if abs(step - level) <= 1e-16 * high:
+            break
+        level = step
+    for t in range(c.size):
+        size = 0.0
+        if L[t] > 0.0:
+            size = min(abs(c[t]) / L[t], max(level, (abs(c[t]) - sparse) / L[t]))
+        out[t] = math.copysign(size, c[t])
 
 
 @njit(cache=True)
@@ -101,48 +113,65 @@ def _clipped_scale(size, box, radius):
 
 
 @njit(cache=True)
-def _entry(size, theta, p):
-    """``u >= 0`` with ``u + theta u^(p-1) = size``, by Newton inside a bracket."""
-    low, high = 0.0, size
-    u = size / (1 + theta) if p >= 2 else size * 0.5
-    for _ in range(200):
-        power = u ** (p - 1) if u > 0 else 0.0
-        value = u + theta * power - size
-        if value > 0:
-            high = u
-        else:
-            low = u
-        slope = 1 + theta * (p - 1) * (power / u if u > 0 else 0.0)
-        step = u - value / slope
-        if not (low < step < high):
-            step = 0.5 * (low + high)
-        if abs(step - u) <= 4e-16 * size:
+def _share(v, q, s, tau):
+    """Part w of ``v = w + u`` with ``u / tau = (w / s) ** (q - 1)``, all positive."""
+    k = q - 1
+    if q < 2:  # the same with both parts exchanged: the power that is solved for is then above one
+        k, s, tau = 1 / k, tau, s
+    z = min(v / s, (v / tau) ** (1 / k))
+    w, u, move = s * z, tau * z**k, 0.0
+    for _ in range(200):  # s z + tau z^k is convex in z: from the right, Newton's steps all go down
+        w, u = s * z, tau * z**k
+        move = (v - w - u) / max(w + k * u, 1e-308)
+        z *= 1 + move
+        if abs(move) <= 1e-12:
             break
-        u = step
-    return u
+    w, u = w * (1 + move), u * (1 + k * move)
+    return u if q < 2 else w
 
 
 @njit(cache=True)
-def _ball_entries(size, box, p, u):
-    """Fill ``u`` with the projection of ``size >= 0`` on ``{||u||_p <= 1, u <= box}``, any 1 < p < inf."""
+def _prox_general(size, tau, cap, q, w):
+    """Fill ``w`` with the prox of ``tau ||.||_q``, 1 < q < inf, cut by a cap, at ``size >= 0`` outside the dual ball.
+
+    ``s = ||w||_q`` is the root of ``sum_t (w_t / s) (u_t / tau) = 1``, u = size - w; see the penalty for the argument.
+    """
     largest = 0.0
     for t in range(size.size):
         largest = max(largest, size[t])
-    # Log of the ball's multiplier; without a box the largest entry bounds it.
-    low, high = -80.0, math.log(largest * size.size) if box == np.inf else 690.0
+    tau, cap = tau / largest, cap / largest
+    capped = (cap / tau) ** (q / (q - 1))
+    low, high = 0.0, row_norm(size, q) / largest
+    s = high
     for _ in range(200):
-        middle = 0.5 * (low + high)
-        theta = math.exp(middle)
-        total = 0.0
+        ball, slope = 0.0, 0.0
         for t in range(size.size):
-            u[t] = min(_entry(size[t], theta, p), box)
-            total += u[t] ** p
-        if total > 1.0:
-            low = middle
-        else:
-            high = middle
-        if high - low <= 1e-15 * max(abs(low), abs(high)):
+            if size[t] == 0.0:
+                continue
+            v = size[t] / largest
+            w[t] = _share(v, q, s, tau)
+            u = v - w[t] if w[t] < 0.5 * v else tau * (w[t] / s) ** (q - 1)
+            if u < cap:
+                part = w[t] / s * (u / tau)
+                ball += part
+                slope += part * w[t] / (w[t] + (q - 1) * u)
+            else:
+                ball += capped
+        if ball >= 1.0:
+            low = s
+        if ball <= 1.0:
+            high = s
+        step = s * (1 + math.expm1(math.log(ball) / q) * ball / slope) if ball > 0.0 and slope > 0.0 else 0.0
+        if not (low <= step <= high):
+            step = 0.5 * (low + high)
+        moved = abs(step - s)
+        s = step
+        if moved <= 1e-12 * s:
             break
+    for t in range(size.size):
+        v = size[t] / largest
+        part = _share(v, q, s, tau) if v > 0.0 else 0.0
+        w[t] = largest * max(part, v - cap)
 
 
 @njit(cache=True)
@@ -164,22 +193,22 @@ def prox_row(v, step, block, sparse, q, out, size, u):
         return
     for t in range(v.size):
         u[t] = min(size[t], box)
-    dual = 1.0 if q == np.inf else (np.inf if q == 1.0 else q / (q - 1.0))
+    if q == np.inf:
+        for t in range(v.size):
+            u[t] = 1.0
+        _max_row(v, u, radius, box, out)
+        return
+    dual = np.inf if q == 1.0 else q / (q - 1.0)
     if row_norm(u, dual) > radius:
-        if q == np.inf:
-            theta = _clipped_level(size, box, radius)
-            for t in range(v.size):
-                u[t] = min(max(size[t] - theta, 0.0), box)
-        elif q == 2.0:
+        if q == 2.0:
             scale = _clipped_scale(size, box, radius)
             for t in range(v.size):
                 u[t] = min(scale * size[t], box)
         else:
+            _prox_general(size, radius, box, q, out)
             for t in range(v.size):
-                size[t] /= radius
-            _ball_entries(size, box / radius, dual, u)
-            for t in range(v.size):
-                u[t] *= radius
+                out[t] = math.copysign(out[t], v[t])
+            return
     for t in range(v.size):
         out[t] = math.copysign(max(abs(v[t]) - u[t], 0.0), v[t])
 
@@ -235,6 +264,10 @@ def _minimise_row(w, c, L, block, sparse, q, new, scratch):
         for t in range(T):
             scratch[0, t] = c[t] + L[t] * w[t]
         _group_row(scratch[0], L, block, new)
+    elif q == np.inf:
+        for t in range(T):
+            scratch[0, t] = c[t] + L[t] * w[t]
+        _max_row(scratch[0], L, block, sparse, new)
     else:  # one curvature for all tasks bounds the quadratic from above
         for t in range(T):
             scratch[0, t] = w[t] + c[t] / largest

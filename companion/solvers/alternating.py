@@ -82,7 +82,7 @@ def best_metric(W: Tensor, eps: float = 0.0) -> Tensor:
 
 
 def learn_features(
-    problem: Problem, gamma: float, eps: float = 1e-12, tol: float = 1e-10, max_iter: int = 1000
+    problem: Problem, gamma: float, eps: float = 1e-4, tol: float = 1e-10, max_iter: int = 1000
 ) -> History[FeatureMetric]:
     r"""Convex feature learning by alternation: ridge regression in the metric D, then the best D.
 
@@ -98,7 +98,8 @@ def learn_features(
         Squared loss without free intercepts.
     gamma : float
     eps : float
-        > 0, in units of squared weights.
+        > 0, in units of squared weights. Directions that the weights have left come back through eps only: many orders
+        below the squared weights, the alternation stalls above the optimum.
     tol : float
         Relative fall of the objective in one round at which to stop.
 
