@@ -1,8 +1,11 @@
 """Linear multi-task models with scikit-learn's interface.
 
-Single tasks and pooling (:mod:`~companion.linear.baselines`), shared features (:mod:`~companion.linear.block_sparse`,
-:mod:`~companion.linear.dirty`), a shared subspace (:mod:`~companion.linear.trace_norm`,
-:mod:`~companion.linear.feature_learning`), and paths of all of them (:func:`multi_task_path`).
+Single tasks and pooling (``baselines``), shared features (``block_sparse``, ``dirty``), a shared subspace
+(``trace_norm``, ``feature_learning``), and paths of all of them (:func:`multi_task_path`).
+
+All share one contract: ``fit(X, y, task=None, sample_weight=None)`` on the long form (one row per sample, any hashable
+task ids) or ``fit(tasks)``; ``predict(X, task=None)`` or ``predict(tasks)``; ``coef_ (T, d)``, ``intercept_ (T,)``,
+``task_ids_``, ``objective_``, ``dual_gap_``, ``n_iter_``.
 """
 
 from companion.linear.baselines import Pooled, PooledClassifier, SingleTask, SingleTaskClassifier

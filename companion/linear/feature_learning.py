@@ -51,7 +51,7 @@ class ConvexFeatureLearning(ConvexModel, MultiTaskRegressor):
 
     See Also
     --------
-    companion.solvers.alternating.learn_features : the alternation between W and D, which has the same optimum.
+    companion.solvers.learn_features : the alternation between W and D, which has the same optimum.
     """
 
     loss = SquaredLoss()

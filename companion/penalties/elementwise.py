@@ -74,5 +74,5 @@ class L1(NormPenalty):
 
     @property
     def rows(self) -> RowNorm:
-        """The penalty of one row in numbers: a block norm with q = 1."""
+        """The penalty of one row in numbers, those of a block norm with q = 1."""
         return RowNorm(self.alpha, math.inf, 1.0)

@@ -195,7 +195,7 @@ class Problem:
 
     @cached_property
     def null_objective(self) -> float:
-        """Loss of the intercept-only model: the scale of every relative tolerance."""
+        """Loss of the intercept-only model, the scale of every relative tolerance."""
         return self.at(self.zero()).value
 
     @cached_property
