@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,9 @@ def now() -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions of all that takes part in a computation."""
-    libraries = {name: importlib.metadata.version(name) for name in ("numpy", "scipy", "torch", "scikit-learn")}
+    libraries = {
+        name: importlib.metadata.version(name) for name in ("numpy", "scipy", "torch", "scikit-learn", "numba")
+    }
     return {
         **libraries,
         "python": platform.python_version(),
@@ -71,6 +74,9 @@ def peak_memory_mb(device: torch.device) -> float | None:
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
     if device.type != "cpu" or sys.platform == "win32":
         return None
+    if sys.platform == "linux":  # getrusage would tell what the process that started this one held, if that was more
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return round(int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) * 1024 / 1e6, 1)
     import resource  # not on Windows
 
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

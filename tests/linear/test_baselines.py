@@ -223,21 +223,21 @@ def test_cuda_gives_the_weights_of_the_cpu(data, penalty):
     np.testing.assert_allclose(gpu.coef_.cpu(), cpu.coef_, rtol=1e-8)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read with resource, which Windows lacks")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak memory of one process")
 def test_one_huge_task_costs_no_padding():
     """20 000 rows beside 99 tasks of 20 (d = 50): padding would need 800 MB."""
     program = """
-        import resource, sys
         import numpy as np
+        import torch
+        from companion.experiments._provenance import peak_memory_mb
         from companion.linear import SingleTask
         rng = np.random.default_rng(0)
         task = np.repeat(np.arange(100), [20_000] + [20] * 99)
         X, y = rng.normal(size=(len(task), 50)), rng.normal(size=len(task))
         SingleTask().fit(X[:100], y[:100])  # loads the linear algebra libraries
-        unit = 1024 if sys.platform == "linux" else 1
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        before = peak_memory_mb(torch.device("cpu"))
         SingleTask(alpha=[0.1, 1.0]).fit(X, y, task)
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before) / 2**20)
+        print(peak_memory_mb(torch.device("cpu")) - before)
     """
     out = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
     assert float(out.stdout) < 200
