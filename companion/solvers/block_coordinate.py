@@ -8,6 +8,7 @@ or not. Working sets only grow, so moments once computed are kept. Arrays here a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Protocol
@@ -41,15 +42,16 @@ class Form(Protocol):
     def residual_energy(self) -> float: ...
 
 
-class _Moments:
+class _Moments(ABC):
     """Forms whose state is the correlations ``C = c - G W - l2 W``."""
 
     def __init__(self, G: Array, c: Array, yty: float, l2: float, W: Array) -> None:
         self.G, self.c, self.yty, self.l2, self.W = G, c, yty, l2, W
         self.state = c - self._product(W) - l2 * W
 
+    @abstractmethod
     def _product(self, W: Array) -> Array:
-        raise NotImplementedError
+        """``G W`` for every task."""
 
     def loss(self, W: Array, state: Array) -> float:
         """Data term at ``W`` less the constant ``yty / 2``."""
