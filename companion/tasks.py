@@ -265,6 +265,14 @@ class Tasks(Sequence):
         parts = [self.tensors(t) for t in range(self.n_tasks)]
         return self.out(torch.cat([X for X, _ in parts])), self.out(torch.cat([y for _, y in parts])), index
 
+    def ragged(self) -> Tasks:
+        """The same tasks stored behind one another; those that share their inputs get a copy of them each."""
+        if not self.is_shared:
+            return self
+        X, y = (torch.cat(parts) for parts in zip(*(self.tensors(t) for t in range(self.n_tasks)), strict=True))
+        offsets = np.concatenate([[0], np.cumsum(self.n_samples)])
+        return self._build(ids=self.ids, X=X, y=y, weight=None, offsets=offsets, library=self.library)
+
     def long_targets(self) -> np.ndarray:
         """(N,) targets of all tasks behind one another, in float64."""
         y = (

@@ -10,26 +10,47 @@ task ids) or ``fit(tasks)``; ``predict(X, task=None)`` or ``predict(tasks)``; ``
 
 from companion.linear.baselines import Pooled, PooledClassifier, SingleTask, SingleTaskClassifier
 from companion.linear.block_sparse import MultiTaskLasso, MultiTaskLassoClassifier, MultiTaskLassoCV
+from companion.linear.clustered import ASO, ClusteredMTL, ClusteredMTLClassifier, JacobClusteredMTL
 from companion.linear.dirty import DirtyModel, DirtyModelClassifier
+from companion.linear.disjoint_groups import DisjointGroups
 from companion.linear.feature_learning import ConvexFeatureLearning
+from companion.linear.hard_clustered import HardClusteredMTL
+from companion.linear.kernel import MultiTaskKernelRidge, MultiTaskSVC
+from companion.linear.mean_graph import GraphRegularized, MeanRegularized, MeanRegularizedClassifier
 from companion.linear.path import MultiTaskPath, multi_task_path
+from companion.linear.relationships import TaskRelationship
+from companion.linear.stability import ClusterStability, cluster_stability
 from companion.linear.trace_norm import RobustMTL, TraceNorm, TraceNormClassifier, TraceNormCV
 
 __all__ = [
+    "ASO",
+    "ClusterStability",
+    "ClusteredMTL",
+    "ClusteredMTLClassifier",
     "ConvexFeatureLearning",
     "DirtyModel",
     "DirtyModelClassifier",
+    "DisjointGroups",
+    "GraphRegularized",
+    "HardClusteredMTL",
+    "JacobClusteredMTL",
+    "MeanRegularized",
+    "MeanRegularizedClassifier",
+    "MultiTaskKernelRidge",
     "MultiTaskLasso",
     "MultiTaskLassoCV",
     "MultiTaskLassoClassifier",
     "MultiTaskPath",
+    "MultiTaskSVC",
     "Pooled",
     "PooledClassifier",
     "RobustMTL",
     "SingleTask",
     "SingleTaskClassifier",
+    "TaskRelationship",
     "TraceNorm",
     "TraceNormCV",
     "TraceNormClassifier",
+    "cluster_stability",
     "multi_task_path",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABCMeta, abstractmethod
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -148,18 +148,28 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
         for name, part in {"coef_": result.W, **result.parts}.items():
             setattr(self, name, tasks.out(part.T.contiguous().to(device=tasks.device, dtype=tasks.dtype)))
         self.intercept_ = tasks.out(result.intercept.to(device=tasks.device, dtype=tasks.dtype))
+        for name, value in result.attributes.items():
+            if isinstance(value, Tensor):
+                value = tasks.out(value.to(device=tasks.device, dtype=tasks.dtype))
+            setattr(self, name, value)
         self.objective_, self.dual_gap_, self.n_iter_ = result.objective, result.dual_gap, result.n_iter
+        missed = {name: value for name, value in result.certificate.items() if not value <= self.tol}
+        if result.certificate:
+            self.certificate_ = dict(result.certificate)
         if abs(result.relative_gap) > self.tol:  # negative: rounding has eaten the certificate
+            missed["relative duality gap"] = result.relative_gap
+        if missed:
+            found = " and ".join(f"{name} of {value:.1e}" for name, value in missed.items())
             warnings.warn(
                 f"{type(self).__name__} stopped after {result.n_iter} iterations (max_iter={self.max_iter}) at a "
-                f"relative duality gap of {result.relative_gap:.1e}; tol={self.tol:.1e}. The best weights are kept.",
+                f"{found}; tol={self.tol:.1e}. The best weights are kept.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
 
     def _margin(self, X: Any, task: Any) -> Any:
-        """``X w_t + b_t`` for every row."""
-        if not hasattr(self, "coef_"):
+        """The function of its task, ``X w_t + b_t`` for a linear model, at every row."""
+        if not hasattr(self, "task_ids_"):
             raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet; call fit first")
         if isinstance(X, Tasks):
             if task is not None:
@@ -170,24 +180,30 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
             validate_data(self, X, skip_check_array=True, reset=False)
         else:
             X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        W, b = self._weights_like(X)
+        margins = self._margins_like(X)
         index = self._positions(task, X.shape[0])
         order = np.argsort(index, kind="stable")
         bounds = np.searchsorted(index[order], np.arange(len(self.task_ids_) + 1))
-        out = (W[:1, 0] * X[:, 0]) * 0  # zeros (n,) in the common type of X and the weights
-        for t in np.unique(index):
-            rows = order[bounds[t] : bounds[t + 1]]
-            out[rows] = X[rows] @ W[t] + b[t]
-        return out
+        parts = [margins(X[order[bounds[t] : bounds[t + 1]]], t) for t in np.unique(index).tolist()]
+        back = np.argsort(order)
+        return torch.cat(parts)[back] if isinstance(X, Tensor) else np.concatenate(parts)[back]
 
     def _margin_of_tasks(self, tasks: Tasks) -> Any:
         if tasks.n_features != self.n_features_in_:
             raise ValueError(f"expected {self.n_features_in_} features, as in fit; got {tasks.n_features}")
-        W, b = self._weights_like(tasks._X)
+        margins = self._margins_like(tasks._X)
         columns = [self._position(id_) for id_ in tasks.ids]
         if tasks.is_shared:
-            return tasks.out(tasks._X @ W[columns].T + b[columns])
-        return [tasks.out(tasks.tensors(t)[0] @ W[c] + b[c]) for t, c in enumerate(columns)]
+            return tasks.out(margins(tasks._X, columns))
+        return [tasks.out(margins(tasks.tensors(t)[0], c)) for t, c in enumerate(columns)]
+
+    def _margins_like(self, X: Any) -> Callable[[Any, Any], Any]:
+        """Function of rows ``(n, d)`` and a task's position, or a list of k positions: margins ``(n,)``, ``(n, k)``.
+
+        Rows and margins are in the library, type and device of ``X``.
+        """
+        W, b = self._weights_like(X)
+        return lambda rows, t: rows @ (W[t].T if isinstance(t, list) else W[t]) + b[t]
 
     def _pooled_rows(self, X: Any, y: Any, task: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
         """Targets, predictions and weights of the rows of all tasks, as NumPy arrays for a score."""
@@ -241,8 +257,8 @@ class MultiTaskRegressor(RegressorMixin, LinearMTL):
         return float(r2_score(y, prediction, sample_weight=weight))
 
 
-class MultiTaskClassifier(ClassifierMixin, LinearMTL):
-    """Binary classification in every task, with the same two labels in all of them."""
+class MarginClassifier(ClassifierMixin, LinearMTL):
+    """Binary classification by the sign of a margin, with the same two labels in all tasks."""
 
     _y_numeric = False
 
@@ -305,10 +321,6 @@ class MultiTaskClassifier(ClassifierMixin, LinearMTL):
         """Labels; shapes as for regression."""
         return _map(self._label, self._margin(X, task))
 
-    def predict_proba(self, X: Any, task: Any = None) -> Any:
-        """Probabilities of the two classes on the last axis: ``(n, 2)``, for shared inputs ``(n, T, 2)``."""
-        return _map(_probabilities, self._margin(X, task))
-
     def _label(self, margin: Any) -> Any:
         positive = margin > 0
         if not isinstance(margin, Tensor) or self.classes_.dtype.kind not in "biuf":  # torch knows no strings
@@ -319,6 +331,26 @@ class MultiTaskClassifier(ClassifierMixin, LinearMTL):
         """Fraction of the pooled rows that get the right label."""
         y, prediction, weight = self._pooled_rows(X, y, task, sample_weight)
         return float(accuracy_score(y, prediction, sample_weight=weight))
+
+
+class MultiTaskClassifier(MarginClassifier):
+    """Binary classification whose margins are log odds."""
+
+    def predict_proba(self, X: Any, task: Any = None) -> Any:
+        """Probabilities of the two classes on the last axis: ``(n, 2)``, for shared inputs ``(n, T, 2)``."""
+        return _map(_probabilities, self._margin(X, task))
+
+
+def check_labels(name: str, labels: Any, n_tasks: int, n_groups: int) -> np.ndarray | None:
+    """(T,) int64 labels 0..n_groups-1, one per task, or None."""
+    if labels is None:
+        return None
+    found = np.asarray(labels)
+    if found.shape != (n_tasks,) or found.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be {n_tasks} integers, one per task; got shape {found.shape} of {found.dtype}")
+    if found.min() < 0 or found.max() >= n_groups:
+        raise ValueError(f"{name} must lie between 0 and {n_groups - 1}; got {found.min()} to {found.max()}")
+    return found.astype(np.int64)
 
 
 def _probabilities(margin: Any) -> Any:

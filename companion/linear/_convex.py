@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import replace
 from typing import Any
@@ -42,13 +43,18 @@ class ConvexModel(LinearMTL):
         solution = self._minimise(problem, penalty)
         result = solution.result(problem)
         parts = self._parts(penalty, solution.point.W)
-        return replace(result, W=parts.pop("coef_", result.W), parts=parts)
+        attributes = self._attributes(tasks, penalty, solution.point.W)
+        return replace(result, W=parts.pop("coef_", result.W), parts=parts, attributes=attributes)
 
     def _minimise(self, problem: Problem, penalty: Penalty) -> Solution:
         return minimise(problem, penalty, self.tol, self.max_iter)
 
     def _parts(self, penalty: Penalty, W: Tensor) -> dict[str, Tensor]:
         """Fitted attributes beyond the weights, by name: ``(d, T)`` each."""
+        return {}
+
+    def _attributes(self, tasks: Tasks, penalty: Penalty, W: Tensor) -> dict[str, object]:
+        """Fitted attributes without a row per task, by name."""
         return {}
 
     def prepare(self, X: Any, y: Any = None, task: Any = None, sample_weight: Any = None) -> tuple[Tasks, Problem]:
@@ -67,6 +73,15 @@ class ConvexModel(LinearMTL):
     def _unit_penalty(self) -> Any:
         """The penalty whose multiples a path runs through."""
         return self._penalty()
+
+
+class SquaredModel(ConvexModel):
+    """A loss and a squared norm, which is flat at zero and so makes no weights vanish."""
+
+    def alpha_max(self, X: Any, y: Any = None, task: Any = None, sample_weight: Any = None) -> float:
+        """Infinity: no finite factor on a squared penalty gives zero weights (0 where the data alone do)."""
+        problem = self.prepare(X, y, task, sample_weight)[1]
+        return math.inf if bool(problem.descent(problem.at(problem.zero())).any()) else 0.0
 
 
 class PathSearch(ConvexModel):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
 
 from companion.linear._base import MultiTaskRegressor
-from companion.linear._convex import ConvexModel
+from companion.linear._convex import SquaredModel
 from companion.losses import SquaredLoss
 from companion.penalties._base import Penalty
 from companion.penalties.trace_norm import SquaredTraceNorm
 from companion.solvers.alternating import best_metric
+from companion.tasks import Tasks
 
 
-class ConvexFeatureLearning(ConvexModel, MultiTaskRegressor):
+class ConvexFeatureLearning(SquaredModel, MultiTaskRegressor):
     r"""Ridge regression in a metric D that all tasks share and learn together (Argyriou et al., 2008).
 
     Minimises :math:`\sum_t \tfrac{1}{2 n_t} \lVert y_t - X_t w_t - b_t \rVert^2 + \gamma \sum_t \langle w_t, D^{-1} w_t
@@ -75,10 +75,5 @@ class ConvexFeatureLearning(ConvexModel, MultiTaskRegressor):
     def _penalty(self) -> SquaredTraceNorm:
         return SquaredTraceNorm(self.gamma)
 
-    def _parts(self, penalty: Penalty, W: Tensor) -> dict[str, Tensor]:
+    def _attributes(self, tasks: Tasks, penalty: Penalty, W: Tensor) -> dict[str, object]:
         return {"feature_covariance_": best_metric(W)}
-
-    def alpha_max(self, X: Any, y: Any = None, task: Any = None, sample_weight: Any = None) -> float:
-        """Infinity: a squared penalty is flat at zero, so no finite gamma gives zero weights (unless y has none)."""
-        problem = self.prepare(X, y, task, sample_weight)[1]
-        return math.inf if bool(problem.descent(problem.at(problem.zero())).any()) else 0.0

@@ -127,10 +127,7 @@ class RobustPair(NormPenalty):
 
 
 def lower_singular_values(V: Tensor, amount: Callable[[Tensor], Tensor]) -> Tensor:
-    r"""Lower every singular value of V by the same amount, at least to zero, and keep the singular vectors.
-
-    Eigenvectors of the smaller of :math:`V^\top V` and :math:`V V^\top` are cheaper than an SVD. But squares keep only
-    half the digits of singular values far below the largest; if such ones survive, it takes the SVD.
+    """Lower every singular value of V by the same amount, at least to zero, and keep the singular vectors.
 
     Parameters
     ----------
@@ -138,14 +135,33 @@ def lower_singular_values(V: Tensor, amount: Callable[[Tensor], Tensor]) -> Tens
     amount : callable
         From singular values in falling order to the amount, a 0-dim tensor.
     """
+
+    def factors(s: Tensor) -> Tensor:
+        return (s - amount(s)).clamp(min=0.0) / s.clamp(min=torch.finfo(s.dtype).tiny)
+
+    return scale_singular_values(V, factors)
+
+
+def scale_singular_values(V: Tensor, factors: Callable[[Tensor], Tensor]) -> Tensor:
+    r"""Multiply every singular value of V by a factor of its own, and keep the singular vectors.
+
+    Eigenvectors of the smaller of :math:`V^\top V` and :math:`V V^\top` are cheaper than an SVD. But squares keep only
+    half the digits of singular values far below the largest; unless these get the factor of a zero, it takes the SVD.
+
+    Parameters
+    ----------
+    V : (d, T) tensor
+    factors : callable
+        From singular values in falling order (m,) to factors (m,); one zero more changes no other factor.
+    """
     if V.shape[0] < V.shape[1]:
-        return lower_singular_values(V.T, amount).T
+        return scale_singular_values(V.T, factors).T
     size = V.abs().max().clamp(min=torch.finfo(V.dtype).tiny)  # squares of V / size do not overflow
     squares, Q = torch.linalg.eigh((V / size).T @ (V / size))
-    s = size * squares.clamp(min=0.0).sqrt()  # rising
-    tau = amount(s.flip(0))
-    kept = (s - tau).clamp(min=0.0)
-    if not bool(((kept > 0) & (s < torch.finfo(V.dtype).eps ** 0.25 * s[-1])).any()):
-        return V @ (Q * (kept / s.clamp(min=torch.finfo(V.dtype).tiny))) @ Q.T
+    s, Q = size * squares.clamp(min=0.0).sqrt().flip(0), Q.flip(1)
+    found = factors(torch.cat([s, torch.zeros_like(s[:1])]))
+    vague = s < torch.finfo(V.dtype).eps ** 0.25 * s[0]
+    if bool((found[:-1][vague] == found[-1]).all()):
+        return V @ (Q * found[:-1]) @ Q.T
     U, s, Qh = torch.linalg.svd(V, full_matrices=False)
-    return (U * (s - amount(s)).clamp(min=0.0)) @ Qh
+    return (U * (s * factors(s))) @ Qh

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
 
+from companion.losses import SquaredLoss
 from companion.penalties._base import Penalty
 from companion.solvers._threads import threads_for
 from companion.solvers.duality import Certificate
 from companion.solvers.fista import fista
+from companion.solvers.lbfgs import lbfgs
 from companion.solvers.problem import Point, Problem
 from companion.solvers.result import Result
 from companion.solvers.screening import is_row_wise
+from companion.solvers.task_ridge import block_inverse, is_task_quadratic, minimise_task_quadratic
+
+Stop = Callable[[Tensor], bool]
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ def minimise(problem: Problem, penalty: Penalty, tol: float, max_iter: int, star
     r"""Minimise the problem's loss plus a penalty until the duality gap is at most ``tol`` times the null objective.
 
     Penalties that treat every feature by itself go to working sets with compiled coordinate descent, where the data are
-    on the CPU and numba is installed; everything else goes to FISTA. Both end with the same certificate.
+    on the CPU and numba is installed; quadratic penalties over tasks go to conjugate gradients, other smooth ones to
+    L-BFGS; everything else goes to FISTA. All end with the same certificate.
 
     Parameters
     ----------
@@ -45,7 +53,7 @@ def minimise(problem: Problem, penalty: Penalty, tol: float, max_iter: int, star
     tol : float
         Relative duality gap.
     max_iter : int
-        Most iterations (FISTA), sweeps or Newton steps (working sets).
+        Most iterations (FISTA, conjugate gradients, L-BFGS), sweeps or Newton steps (working sets).
     start : Point, optional
         Where to start, ``problem.at(W)``; at zero by default.
     """
@@ -55,13 +63,67 @@ def minimise(problem: Problem, penalty: Penalty, tol: float, max_iter: int, star
             from companion.solvers.working_set import working_set  # numba takes a while to load
 
             return Solution(*working_set(problem, penalty, gap, max_iter, start))
+        if is_task_quadratic(penalty):
+            return Solution(*minimise_task_quadratic(problem, penalty, gap, max_iter, start))
+        if is_smooth(penalty):
+            return quasi_newton(problem, penalty, gap, max_iter, start)
         return proximal_gradient(problem, penalty, gap, max_iter, start)
+
+
+class SmoothPenalty(Penalty, Protocol):
+    """A penalty with a gradient, and about what each task adds to the diagonal of its Hessian."""
+
+    def gradient(self, W: Tensor) -> Tensor: ...
+
+    def diagonal(self, W: Tensor) -> Tensor: ...
+
+
+def is_smooth(penalty: Penalty) -> TypeGuard[SmoothPenalty]:
+    """Whether a penalty has a gradient."""
+    return hasattr(penalty, "gradient") and hasattr(penalty, "diagonal")
 
 
 def proximal_gradient(
     problem: Problem, penalty: Penalty, gap: float, max_iter: int, start: Point | None = None
 ) -> Solution:
     """FISTA until the absolute duality gap is at most ``gap``; after ``max_iter`` iterations the best point seen."""
+
+    def search(W: Tensor, stop: Stop) -> tuple[Tensor, int]:
+        return fista(problem.gradient, penalty.prox, problem.lipschitz, W, stop, max_iter)
+
+    return _until(gap, search, problem, penalty, start)
+
+
+def quasi_newton(
+    problem: Problem, penalty: SmoothPenalty, gap: float, max_iter: int, start: Point | None = None
+) -> Solution:
+    r"""L-BFGS until the absolute duality gap is at most ``gap``; after ``max_iter`` iterations the best point seen.
+
+    The preconditioner inverts every task's own block of the Hessian, with the largest curvature of the loss. Tasks of
+    very different sizes, which make the steps of FISTA too short for all but the largest, make no difference then.
+    """
+
+    def gradient(W: Tensor) -> Tensor:
+        return problem.gradient(W) + penalty.gradient(W)
+
+    def search(W: Tensor, stop: Stop) -> tuple[Tensor, int]:
+        bound = problem
+        if not problem.is_quadratic:
+            v = problem.loss.max_curvature * problem.v
+            bound = Problem(problem.rows, problem.y, v, SquaredLoss(), problem.l2, problem.free)
+        return lbfgs(gradient, block_inverse(bound, penalty.diagonal(W)), W, stop, max_iter)
+
+    return _until(gap, search, problem, penalty, start)
+
+
+def _until(
+    gap: float,
+    search: Callable[[Tensor, Stop], tuple[Tensor, int]],
+    problem: Problem,
+    penalty: Penalty,
+    start: Point | None,
+) -> Solution:
+    """The best of the points at which a search asks whether they are good enough."""
     best = problem.zero() if start is None else start.W
     best_gap = problem.gap(penalty, best)
 
@@ -74,7 +136,7 @@ def proximal_gradient(
 
     n_iter = 0
     if best_gap > gap:
-        _, n_iter = fista(problem.gradient, penalty.prox, problem.lipschitz, best, good_enough, max_iter)
+        _, n_iter = search(best, good_enough)
     point = problem.with_descent(problem.at(best))
     return Solution(point, problem.certify(penalty, point), n_iter)
 

@@ -26,6 +26,12 @@ class Result:
         Largest number of iterations that any part of the problem took.
     parts : dict of name -> (d, T) tensor
         Parts that the weights consist of, under the names of the fitted attributes.
+    certificate : dict of name -> float
+        For models without a duality gap: how far each optimality condition is from being met, relative, so that all
+        of them are to be at most ``tol``.
+    attributes : dict of name -> object
+        Whatever else was fitted and has no row per task, such as labels, under the names of the fitted attributes.
+        Tensors go out in the library and type of the data.
     """
 
     W: Tensor
@@ -35,6 +41,8 @@ class Result:
     null_objective: float
     n_iter: int
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    certificate: Mapping[str, float] = field(default_factory=dict)
+    attributes: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def relative_gap(self) -> float:

@@ -59,6 +59,11 @@ CASES = {
         parts=("low_rank_", "outlier_"),
     ),
     "features": Case(lambda **kw: linear.ConvexFeatureLearning(0.05, **kw), oracle.squared_trace_norm(0.05)),
+    "mean": Case(lambda **kw: linear.MeanRegularized(0.07, 0.4, **kw), oracle.mean_deviation(0.07, 0.4)),
+    "complete graph": Case(lambda **kw: linear.GraphRegularized(0.07, 0.4, **kw), oracle.mean_deviation(0.07, 0.4)),
+    "mean logistic": Case(
+        lambda **kw: linear.MeanRegularizedClassifier(0.05, 0.3, **kw), oracle.mean_deviation(0.05, 0.3), "logistic"
+    ),
 }
 # sizes n_t, d, how the tasks lie, options; n_t on both sides of d
 SETTINGS = {
@@ -219,7 +224,7 @@ def test_one_task_turns_the_trace_norm_into_a_length_and_its_square_into_a_ridge
 # --- where weights become zero ---------------------------------------------------------------------------------------
 
 WEIGHTS = {"DirtyModel": ("alpha_block", "alpha_sparse"), "RobustMTL": ("alpha_low_rank", "alpha_outlier")}
-WITH_ALPHA_MAX = [name for name in CASES if name != "features"]
+WITH_ALPHA_MAX = [name for name, case in CASES.items() if case.norms.is_norm]
 
 
 def times(model, factor):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from companion import Tasks, linear
+from companion.penalties import path_graph
 
 DEVICE = os.environ.get("COMPANION_TEST_DEVICE", "cpu")
 MODELS = [
@@ -22,6 +23,9 @@ MODELS = [
     linear.TraceNormClassifier(0.02),
     linear.RobustMTL(0.05, 0.03),
     linear.ConvexFeatureLearning(0.02),
+    linear.MeanRegularized(0.02, 0.5),
+    linear.MeanRegularizedClassifier(0.02, 0.1),
+    linear.GraphRegularized(0.02, 0.5, path_graph(3)),
     linear.MultiTaskLassoCV(n_alphas=5),
     linear.TraceNormCV(n_alphas=5),
 ]

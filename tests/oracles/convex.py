@@ -176,6 +176,28 @@ def squared_trace_norm(gamma):
     )
 
 
+def mean_deviation(alpha, coupling):
+    """Ridge, plus the squared distances to the mean of the tasks."""
+
+    def model(W):
+        import cvxpy as cp
+
+        deviation = np.eye(W.shape[1]) - 1 / W.shape[1]
+        return alpha / 2 * cp.sum_squares(W) + coupling / 2 * cp.sum_squares(W @ deviation), []
+
+    def conjugate(C):
+        A = (alpha + coupling) * np.eye(C.shape[1]) - coupling / C.shape[1]
+        return np.trace(C @ np.linalg.solve(A, C.T)) / 2
+
+    return Norms(
+        lambda W: alpha / 2 * (W**2).sum() + coupling / 2 * ((W - W.mean(1, keepdims=True)) ** 2).sum(),
+        lambda C: np.nan,
+        model,
+        is_norm=False,
+        conjugate=conjugate,
+    )
+
+
 def robust(alpha_low_rank, alpha_outlier):
     """Trace norm of L plus column norms of O, at the best split of W = L + O; ``value`` takes the two parts."""
 

@@ -1,6 +1,7 @@
 """What holds for every penalty: prox, dual norm and conjugate against slow oracles and against their definitions."""
 
 import math
+import warnings
 
 import cvxpy as cp
 import numpy as np
@@ -12,11 +13,15 @@ from companion.penalties import (
     L1,
     BlockSparse,
     Dirty,
+    MeanDeviation,
     RobustPair,
+    SquaredBoxNorm,
+    SquaredClusterNorm,
     SquaredL2,
     SquaredTraceNorm,
     TraceNorm,
 )
+from tests.oracles import clustered
 
 D, T = 5, 3
 NORMS = [
@@ -31,7 +36,16 @@ NORMS = [
     TraceNorm(0.8),
     RobustPair(0.8, 0.5),
 ]
-PENALTIES = [SquaredL2(0.7), SquaredTraceNorm(0.3), *NORMS]
+GROUPED = [
+    SquaredBoxNorm(0.4, 1.5, 2),
+    SquaredBoxNorm(0.05, 3.0, 1),
+    SquaredBoxNorm(0.7, 0.7, 1),  # a ridge
+    SquaredBoxNorm(0.7, 1.6, 6),  # all directions are cheap
+    SquaredClusterNorm(0.2, 0.5, 1.4, 2),
+    SquaredClusterNorm(0.3, 0.3, 2.0, 1),
+    SquaredClusterNorm(0.1, 0.8, 0.9, 3),
+]
+PENALTIES = [SquaredL2(0.7), MeanDeviation(0.4, 1.3), SquaredTraceNorm(0.3), *GROUPED, *NORMS]
 SHAPES = [(D, T), (T, D), (D, 1), (1, T)]
 
 each_penalty = pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
@@ -78,10 +92,21 @@ def prox_conjugate(penalty, V, step):
     match penalty:
         case SquaredL2(alpha):
             return V * step * alpha / (1 + step * alpha)
+        case MeanDeviation(alpha, coupling):  # the conjugate is quadratic too, with the inverse matrix
+            inverse = np.linalg.inv((alpha + coupling) * np.eye(V.shape[1]) - coupling / V.shape[1])
+            return np.linalg.solve(np.eye(V.shape[1]) + inverse / step, V.T).T
         case SquaredTraceNorm(gamma):  # singular values cut at a level that equals 2 gamma step times what is cut off
             s = np.linalg.svd(V, compute_uv=False)
             cut = lambda level: 2 * gamma * step * np.maximum(s - level, 0).sum() - level
             return project_spectral(V, brentq(cut, 0, s[0], xtol=1e-16, rtol=1e-15))
+        case SquaredBoxNorm(inside, outside, k):  # for given theta the conjugate is a ridge of weight theta / 2
+            U, s, Qh = np.linalg.svd(V, full_matrices=False)
+            theta = clustered.thetas(s, 1 / outside, 1 / inside, k, shift=2 * step)
+            return (U * (s / (1 + theta / (2 * step)))) @ Qh
+        case SquaredClusterNorm(mean, between, within, r):
+            level = V.mean(1, keepdims=True)
+            rest = prox_conjugate(SquaredBoxNorm(between, within, r - 1), V - level, step)
+            return level / (1 + 1 / (2 * step * mean)) + rest
         case L1(alpha):
             return V.clip(-step * alpha, step * alpha)
         case BlockSparse(alpha, q):
@@ -107,8 +132,20 @@ def modelled(penalty, shape):
     match penalty:
         case SquaredL2(alpha):
             return [W], alpha / 2 * cp.sum_squares(W)
+        case MeanDeviation(alpha, coupling):
+            deviation = np.eye(shape[1]) - 1 / shape[1]
+            return [W], alpha / 2 * cp.sum_squares(W) + coupling / 2 * cp.sum_squares(W @ deviation)
         case SquaredTraceNorm(gamma):
             return [W], gamma * cp.square(cp.normNuc(W))
+        case SquaredBoxNorm(inside, outside, k):
+            rho1, rho2 = outside - inside, inside
+            if rho1 == 0 or k >= shape[1]:
+                return [W], rho2 * cp.sum_squares(W)
+            value, constraints = clustered.clustered(rho1, rho2, k).model(W)
+            return [W], value + cp.transforms.indicator(constraints)
+        case SquaredClusterNorm(mean, between, within, r):
+            value, constraints = clustered.jacob(mean, between, within, r).model(W)
+            return [W], value + cp.transforms.indicator(constraints)
         case L1(alpha):
             return [W], alpha * cp.sum(cp.abs(W))
         case BlockSparse(alpha, q):
@@ -127,7 +164,9 @@ def modelled(penalty, shape):
 def optimum(sense, expression, constraints=()):
     """Solve a convex problem with cvxpy, and return its optimal value."""
     problem = cp.Problem(sense(expression), list(constraints))
-    problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "may be inaccurate" only says that 1e-9 was out of reach
+        problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
     return problem.value
 
 
@@ -290,7 +329,7 @@ def test_nothing_is_divided_by_zero(penalty, shape, draw):
     assert W.isfinite().all()
     assert penalty.value(V).isfinite()
     assert W[..., 0, :].abs().max() < 1e-5  # rounding, where rows are mixed
-    if not isinstance(penalty, (TraceNorm, SquaredTraceNorm, RobustPair)):
+    if not isinstance(penalty, (TraceNorm, SquaredTraceNorm, RobustPair, SquaredBoxNorm, SquaredClusterNorm)):
         assert torch.equal(W[0], torch.zeros_like(W[0]))
 
 
@@ -327,7 +366,18 @@ def test_scaled_is_the_penalty_times_a_factor(penalty, draw, tol):
         (lambda: Dirty(1.0, math.inf), "alpha_sparse must be a finite number > 0; got inf"),
         (lambda: Dirty(1.0, 1.0, 0.0), r"q must be a number in \[1, inf\]; got 0.0"),
         (lambda: TraceNorm(-0.1), "alpha must be a finite number > 0; got -0.1"),
+        (lambda: MeanDeviation(0.0, 1.0), "alpha must be a finite number > 0; got 0.0"),
+        (lambda: MeanDeviation(1.0, -1.0), "coupling must be a finite number >= 0; got -1.0"),
+        (lambda: MeanDeviation(1.0, math.inf), "coupling must be a finite number >= 0; got inf"),
         (lambda: SquaredTraceNorm(0.0), "gamma must be a finite number > 0; got 0.0"),
+        (lambda: SquaredBoxNorm(0.0, 1.0, 1), "inside must be a finite number > 0; got 0.0"),
+        (lambda: SquaredBoxNorm(1.0, math.inf, 1), "outside must be a finite number > 0; got inf"),
+        (lambda: SquaredBoxNorm(1.0, 0.5, 1), r"satisfy outside >= inside; got inside=1\.0 > outside=0\.5"),
+        (lambda: SquaredBoxNorm(1.0, 2.0, -1), "k must be an integer >= 0; got -1"),
+        (lambda: SquaredClusterNorm(math.nan, 1.0, 1.0, 1), "mean must be a finite number > 0; got nan"),
+        (lambda: SquaredClusterNorm(0.3, 0.2, 1.0, 1), "within >= between >= mean; got mean=0.3 > between=0.2"),
+        (lambda: SquaredClusterNorm(0.1, 0.2, 0.1, 1), "within >= between >= mean; got between=0.2 > within=0.1"),
+        (lambda: SquaredClusterNorm(0.1, 0.2, 0.3, 0), "n_clusters must be an integer >= 1; got 0"),
         (lambda: RobustPair(0.0, 1.0), "alpha_low_rank must be a finite number > 0; got 0.0"),
         (lambda: RobustPair(1.0, -2.0), "alpha_outlier must be a finite number > 0; got -2.0"),
         (lambda: L1(1.0).scaled(0.0), "alpha must be a finite number > 0; got 0.0"),
