@@ -9,6 +9,7 @@ task ids) or ``fit(tasks)``; ``predict(X, task=None)`` or ``predict(tasks)``; ``
 """
 
 from companion.linear.baselines import Pooled, PooledClassifier, SingleTask, SingleTaskClassifier
+from companion.linear.bayesian import BayesianMTL
 from companion.linear.block_sparse import MultiTaskLasso, MultiTaskLassoClassifier, MultiTaskLassoCV
 from companion.linear.clustered import ASO, ClusteredMTL, ClusteredMTLClassifier, JacobClusteredMTL
 from companion.linear.dirty import DirtyModel, DirtyModelClassifier
@@ -24,6 +25,7 @@ from companion.linear.trace_norm import RobustMTL, TraceNorm, TraceNormClassifie
 
 __all__ = [
     "ASO",
+    "BayesianMTL",
     "ClusterStability",
     "ClusteredMTL",
     "ClusteredMTLClassifier",

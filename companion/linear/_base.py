@@ -169,33 +169,37 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
 
     def _margin(self, X: Any, task: Any) -> Any:
         """The function of its task, ``X w_t + b_t`` for a linear model, at every row."""
+        return self._each_row(X, task, self._margins_like)
+
+    def _each_row(self, X: Any, task: Any, function_like: Callable[[Any], Callable[[Any, Any], Any]]) -> Any:
+        """A function of rows and the position of their task, as :meth:`_margins_like` makes it, at every row."""
         if not hasattr(self, "task_ids_"):
             raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet; call fit first")
         if isinstance(X, Tasks):
             if task is not None:
                 raise ValueError("predict(tasks) takes no task: the Tasks object carries the ids")
-            return self._margin_of_tasks(X)
+            return self._each_task(X, function_like)
         if isinstance(X, Tensor):
             X, _ = check_design(X)
             validate_data(self, X, skip_check_array=True, reset=False)
         else:
             X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        margins = self._margins_like(X)
+        function = function_like(X)
         index = self._positions(task, X.shape[0])
         order = np.argsort(index, kind="stable")
         bounds = np.searchsorted(index[order], np.arange(len(self.task_ids_) + 1))
-        parts = [margins(X[order[bounds[t] : bounds[t + 1]]], t) for t in np.unique(index).tolist()]
+        parts = [function(X[order[bounds[t] : bounds[t + 1]]], t) for t in np.unique(index).tolist()]
         back = np.argsort(order)
         return torch.cat(parts)[back] if isinstance(X, Tensor) else np.concatenate(parts)[back]
 
-    def _margin_of_tasks(self, tasks: Tasks) -> Any:
+    def _each_task(self, tasks: Tasks, function_like: Callable[[Any], Callable[[Any, Any], Any]]) -> Any:
         if tasks.n_features != self.n_features_in_:
             raise ValueError(f"expected {self.n_features_in_} features, as in fit; got {tasks.n_features}")
-        margins = self._margins_like(tasks._X)
+        function = function_like(tasks._X)
         columns = [self._position(id_) for id_ in tasks.ids]
         if tasks.is_shared:
-            return tasks.out(margins(tasks._X, columns))
-        return [tasks.out(margins(tasks.tensors(t)[0], c)) for t, c in enumerate(columns)]
+            return tasks.out(function(tasks._X, columns))
+        return [tasks.out(function(tasks.tensors(t)[0], c)) for t, c in enumerate(columns)]
 
     def _margins_like(self, X: Any) -> Callable[[Any, Any], Any]:
         """Function of rows ``(n, d)`` and a task's position, or a list of k positions: margins ``(n,)``, ``(n, k)``.

@@ -130,8 +130,8 @@ _PARAMETERS = r"""
         Edges between tasks, as in :class:`GraphRegularized`. None: every task is pulled to the mean of all.
     kernel : str or callable, default "linear"
         A name that :func:`sklearn.metrics.pairwise.pairwise_kernels` knows, or a function ``k(X, Z) -> (n, m)`` of two
-        matrices of rows. Its matrix on the training rows must be symmetric and positive semidefinite, where negative
-        eigenvalues up to 1e-8 of the largest pass for rounding.
+        matrices of rows in double precision. Its matrix on the training rows must be symmetric and positive
+        semidefinite, where negative eigenvalues up to 1e-8 of the largest pass for rounding.
     gamma : float, "scale", "auto" or None, default None
         Parameter of the kernels that have it; "auto" stands for 1/d, "scale" for 1/(d times the variance of the
         training rows), None for the default of the kernel: 1 for "chi2", 1/d for the others.
