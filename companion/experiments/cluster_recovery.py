@@ -34,15 +34,16 @@ Labels = NDArray[np.int64]
 CLUSTERS, DIRECTIONS, NOTHING = "clusters", "clusters of directions", "no clusters"
 SINGLE, TWO_STEPS, KNOWN = "single", "k-means", "known clusters"
 SHARES = (0.5, 0.3, 0.2)
-SQUARED = falling(1000, 0.3, 8)
+SQUARED = falling(1000, 0.1, 9)
+RATIOS = [0.03, 0.003]
 GRIDS: dict[str, dict[str, list[float]]] = {
     SINGLE: {STRENGTH: SQUARED},
-    TWO_STEPS: {STRENGTH: SQUARED, "ratio": [0.1, 0.01, 0.001]},
-    KNOWN: {STRENGTH: SQUARED, "ratio": [0.1, 0.01, 0.001]},
-    "clustered": {STRENGTH: SQUARED, "ratio": [0.1, 0.01, 0.001]},
-    "Jacob": {STRENGTH: SQUARED, "ratio": [0.1, 0.02], "mean_ratio": [1.0, 0.1]},
-    "hard clusters": {STRENGTH: SQUARED, "ratio": [0.1, 0.01]},
-    "disjoint groups": {STRENGTH: falling(10, 0.01, 7)},
+    TWO_STEPS: {STRENGTH: SQUARED, "ratio": RATIOS},
+    KNOWN: {STRENGTH: SQUARED, "ratio": RATIOS},
+    "clustered": {STRENGTH: SQUARED, "ratio": RATIOS},
+    "Jacob": {STRENGTH: SQUARED, "ratio": RATIOS, "mean_ratio": [0.3]},
+    "hard clusters": {STRENGTH: SQUARED, "ratio": RATIOS},
+    "disjoint groups": {STRENGTH: falling(30, 0.01, 8)},
 }
 
 
@@ -60,8 +61,8 @@ def draw_clusters(
     n_tasks: int,
     noise: float,
     rng: np.random.Generator,
-    n_features: int = 15,
-    n_rows: tuple[int, int] = (10, 20),
+    n_features: int = 10,
+    n_rows: tuple[int, int] = (8, 16),
     spread: float = 0.3,
 ) -> Draw:
     r"""Tasks :math:`y_t = X_t w_t + \varepsilon_t` whose weights lie in three clusters of unequal sizes, or in none.
@@ -114,9 +115,9 @@ class ClusterRecovery(Experiment):
     title = "Planted clusters of tasks: found by which method, over noise, number of tasks and a wrong number of them"
 
     def config(self, smoke: bool) -> dict[str, Any]:
-        noises = [0.25, 0.5, 1.0, 2.0, 4.0]
+        noises = [0.25, 0.5, 1.0, 1.5, 2.5]
         full: dict[str, Any] = {
-            "draws": 15,
+            "draws": 10,
             "settings": [
                 {"condition": CLUSTERS, "n_tasks": 30, "k": 3, "noises": noises},
                 *({"condition": CLUSTERS, "n_tasks": T, "k": 3, "noises": noises[1:4]} for T in (10, 100)),
@@ -125,11 +126,15 @@ class ClusterRecovery(Experiment):
                 {"condition": NOTHING, "n_tasks": 30, "k": 3, "noises": noises[2:3]},
             ],
             "shares": SHARES,
-            "n_features": 15,
-            "n_rows": [10, 20],
+            "n_features": 10,
+            "n_rows": [8, 16],
             "spread": 0.3,
             "grids": GRIDS,
-            "n_init": 5,
+            "patience": 2,
+            "n_init": 10,
+            "n_init_in_search": 2,
+            "n_candidates": 20,
+            "n_candidates_in_search": 0,
             "n_init_in_search": 2,
             "n_candidates": 20,
             "n_candidates_in_search": 0,
@@ -137,8 +142,9 @@ class ClusterRecovery(Experiment):
             "reduction": "sum",
             "intercept": "none",
             "tol": 1e-6,
-            "tol_in_search": 1e-4,
+            "tol_in_search": 1e-3,
             "max_iter": 20_000,
+            "max_iter_in_search": 1000,
             "tuned_by": "squared error on as many rows again, drawn like the training rows",
         }
         if not smoke:
@@ -233,9 +239,11 @@ class Search:
         """The model with the least error on the rows held out, fitted."""
         train, config = self.draw.train, self.config
         varied = ("tol", "n_init", "n_candidates")
-        rough = {**self.common, **{name: config[f"{name}_in_search"] for name in varied}}
-        tight = {**self.common, **{name: config[name] for name in (*varied, "max_iter")}}
-        choice = choose(build, config["grids"][method], train, validation(train, self.draw.held_out), rough)
+        names = ("tol", "max_iter", "n_init", "n_candidates")
+        rough = {**self.common, **{name: config[f"{name}_in_search"] for name in names}}
+        tight = {**self.common, **{name: config[name] for name in names}}
+        folds = validation(train, self.draw.held_out)
+        choice = choose(build, config["grids"][method], train, folds, rough, patience=config["patience"])
         return Found(None, configured(choice.model, tight).fit(train), choice)
 
 
