@@ -11,8 +11,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from scipy.sparse.csgraph import shortest_path
 
 from companion.metrics import PairedDifference
 
@@ -192,3 +194,112 @@ def success_curve(
     ax.set_ylim(-0.03, 1.03)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def task_places(weights: ArrayLike, least: float = 0.0) -> np.ndarray:
+    """Places in the plane at which tasks that are strongly related lie close together (Kamada and Kawai, 1989).
+
+    The distance to be matched is that of the shortest way through the graph, where an edge is as long as it is weak;
+    parts that no edge connects are set well apart. Stress is lowered by majorisation
+    from the principal coordinates of these distances. Nothing is drawn at random.
+
+    Parameters
+    ----------
+    weights : (T, T) array
+        Symmetric; the sign and the diagonal do not matter.
+    least : float
+        Edges whose size is at most this part of the largest are left out.
+
+    Returns
+    -------
+    (T, 2) array
+        Between -1 and 1, centred.
+    """
+    edges = _edges(weights, least)
+    T = len(edges)
+    lengths = np.where(edges != 0, 1 / np.maximum(np.abs(edges), 1e-300), 0.0)
+    distance = shortest_path(lengths, directed=False)
+    reached = distance[np.isfinite(distance)]
+    distance[~np.isfinite(distance)] = 2.5 * max(reached.max(), 1.0)
+    angle = 2 * np.pi * np.arange(T) / T
+    ring = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    if T < 3:
+        return ring * (T - 1)
+    centring = np.eye(T) - 1 / T
+    values, vectors = np.linalg.eigh(-centring @ distance**2 @ centring / 2)
+    places = vectors[:, -2:] * np.sqrt(values[-2:].clip(min=0)) + 1e-3 * distance.max() * ring  # no two on one spot
+    counts = np.divide(1, distance**2, out=np.zeros((T, T)), where=~np.eye(T, dtype=bool))
+    inverse = np.linalg.pinv(np.diag(counts.sum(1)) - counts)
+    for _ in range(300):
+        now = np.linalg.norm(places[:, None] - places[None], axis=2)
+        pull = np.divide(counts * distance, now, out=np.zeros((T, T)), where=now > 0)
+        places = inverse @ ((np.diag(pull.sum(1)) - pull) @ places)
+    places = places - places.mean(axis=0)
+    places = places @ np.linalg.svd(places, full_matrices=False)[2].T  # widest from left to right
+    return places / np.abs(places).max()
+
+
+def task_graph(
+    ax: Axes,
+    weights: ArrayLike,
+    groups: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+    least: float = 0.1,
+    places: ArrayLike | None = None,
+) -> Axes:
+    """Tasks as dots and their relations as lines: blue and solid for positive ones, red and dashed for negative ones.
+
+    Parameters
+    ----------
+    ax : Axes
+    weights : (T, T) array
+        Symmetric relations, such as correlations or an adjacency matrix; the diagonal is not looked at.
+    groups : T ints, optional
+        Colour of each dot, by number.
+    names : T strings, optional
+        Written into the dots.
+    least : float
+        Relations whose size is at most this part of the largest are not drawn.
+    places : (T, 2) array, optional
+        Where the dots go, by default :func:`task_places`.
+    """
+    edges = _edges(weights, least)
+    T = len(edges)
+    for name, given in (("groups", groups), ("names", names)):
+        if given is not None and len(given) != T:
+            raise ValueError(f"{name} must have {T} entries, one per task; got {len(given)}")
+    places = task_places(weights, least) if places is None else np.asarray(places, dtype=float)
+    if places.shape != (T, 2):
+        raise ValueError(f"places must have shape ({T}, 2); got {places.shape}")
+    s, t = np.nonzero(np.triu(edges, 1))
+    for sign, colour, style in ((1, COLOURS[0], "solid"), (-1, COLOURS[1], (0, (3, 2)))):
+        drawn = np.sign(edges[s, t]) == sign
+        if not drawn.any():
+            continue
+        ends, size = np.stack([places[s[drawn]], places[t[drawn]]], axis=1), np.abs(edges[s, t])[drawn]
+        lines = LineCollection(list(ends), linewidths=2.2 * size, alpha=0.15 + 0.7 * size, linestyles=[style])
+        lines.set(color=colour, zorder=1)
+        ax.add_collection(lines)
+    colours = ["0.3"] * T if groups is None else [COLOURS[int(g) % len(COLOURS)] for g in groups]
+    size_of_dot = 40 if names is None else 190
+    ax.scatter(places[:, 0], places[:, 1], size_of_dot, colours, edgecolors="white", linewidths=0.8, zorder=2)
+    for (x, y), name in zip(places.tolist(), names or [""] * T, strict=True):
+        ax.text(x, y, name, ha="center", va="center", fontsize=8, color="white", zorder=3)
+    middle = (places.max(axis=0) + places.min(axis=0)) / 2
+    reach = 1.15 * max(np.abs(places - middle).max(), 1e-9)
+    ax.set(xlim=middle[0] + [-reach, reach], ylim=middle[1] + [-reach, reach], aspect="equal")
+    ax.axis("off")
+    return ax
+
+
+def _edges(weights: ArrayLike, least: float) -> np.ndarray:
+    """(T, T) relations over the largest of them, zero on the diagonal and where they are at most ``least``."""
+    edges = np.array(weights, dtype=float)
+    if edges.ndim != 2 or edges.shape[0] != edges.shape[1] or len(edges) == 0 or not np.isfinite(edges).all():
+        raise ValueError(f"weights must be a finite (T, T) matrix; got shape {edges.shape}")
+    if not np.allclose(edges, edges.T, rtol=1e-6, atol=1e-6 * np.abs(edges).max()):
+        raise ValueError("weights must be symmetric")
+    np.fill_diagonal(edges, 0.0)
+    largest = np.abs(edges).max()
+    edges = edges / largest if largest > 0 else edges
+    return np.where(np.abs(edges) > least, edges, 0.0)

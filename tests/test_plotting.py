@@ -1,5 +1,7 @@
 """Figures show the numbers they were given."""
 
+from itertools import pairwise
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -9,7 +11,18 @@ import pytest
 from scipy.stats import binomtest
 
 from companion.metrics import paired_difference
-from companion.plotting import forest, gain_curve, image_grid, matrix, shrinkage, success_curve, unit_ball
+from companion.plotting import (
+    COLOURS,
+    forest,
+    gain_curve,
+    image_grid,
+    matrix,
+    shrinkage,
+    success_curve,
+    task_graph,
+    task_places,
+    unit_ball,
+)
 
 
 @pytest.fixture
@@ -110,3 +123,76 @@ def test_success_curve_has_wilson_intervals(axes):
         np.testing.assert_allclose([found.min(), found.max()], [expected.low, expected.high], atol=1e-6)
     with pytest.raises(ValueError, match=r"same shape; got \(2,\) and \(3,\)"):
         success_curve(axes, [1, 2], [0, 0, 1], trials=5)
+
+
+def test_places_of_a_path_lie_on_a_line_in_order():
+    """The shortest ways along a path are its distances on a line, which the plane can match exactly."""
+    order = np.array([3, 0, 4, 1, 5, 2])
+    path = np.zeros((6, 6))
+    for k, (s, t) in enumerate(pairwise(order)):
+        path[s, t] = path[t, s] = (-1) ** k  # the sign does not matter
+    along, across = task_places(path)[order].T
+    np.testing.assert_allclose(across, np.zeros(6), atol=5e-3)  # what is left of a start that keeps dots apart
+    np.testing.assert_allclose(np.abs(np.diff(along)), np.full(5, 0.4), atol=1e-4)
+
+
+def test_weak_edges_are_long():
+    along, _ = task_places([[0.0, 1.0, 0.0], [1.0, 0.0, 0.25], [0.0, 0.25, 0.0]]).T
+    assert abs(along[2] - along[1]) == pytest.approx(4 * abs(along[1] - along[0]), rel=1e-3)
+
+
+def test_places_keep_groups_together_and_apart_from_each_other():
+    groups = np.array([0, 1, 0, 1, 1, 0, 1])
+    weights = np.where(groups[:, None] == groups, -0.8, 0.02)
+    np.fill_diagonal(weights, 7.0)
+    places = task_places(weights, least=0.1)
+    distance = np.linalg.norm(places[:, None] - places, axis=2)
+    same = groups[:, None] == groups
+    assert distance[same].max() < 0.8 * distance[~same].min()
+    assert distance[~np.eye(7, dtype=bool)].min() > 0.1  # no two dots on one spot
+    np.testing.assert_allclose([places.mean(axis=0).max(), np.abs(places).max()], [0, 1], atol=1e-12)
+    np.testing.assert_array_equal(places, task_places(weights, least=0.1))
+
+
+@pytest.mark.parametrize("T", [1, 2, 5])
+def test_places_of_unrelated_tasks_are_apart(T):
+    places = task_places(np.eye(T))
+    assert places.shape == (T, 2) and np.isfinite(places).all()
+    assert T == 1 or np.linalg.norm(places[:, None] - places, axis=2)[~np.eye(T, dtype=bool)].min() > 0.5
+
+
+def test_task_graph_draws_signed_edges_above_a_part_of_the_largest(axes):
+    weights = np.array([[9.0, 2.0, -1.0], [2.0, 9.0, 0.3], [-1.0, 0.3, 9.0]])
+    places = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    task_graph(axes, weights, groups=[1, 0, 1], names=["a", "b", "c"], least=0.2, places=places)
+    positive, negative, dots = axes.collections
+    np.testing.assert_array_equal(positive.get_segments(), [places[[0, 1]]])
+    np.testing.assert_array_equal(negative.get_segments(), [places[[0, 2]]])
+    assert positive.get_linewidths()[0] == pytest.approx(2 * negative.get_linewidths()[0])
+    assert positive.get_linestyles()[0][1] is None and negative.get_linestyles()[0][1] is not None
+    np.testing.assert_array_equal(dots.get_offsets(), places)
+    np.testing.assert_allclose(dots.get_facecolors(), matplotlib.colors.to_rgba_array([COLOURS[k] for k in (1, 0, 1)]))
+    assert [t.get_text() for t in axes.texts] == ["a", "b", "c"]
+    assert axes.get_xlim()[0] < 0 and axes.get_ylim()[1] > 2
+
+
+def test_task_graph_without_relations_is_dots(axes):
+    task_graph(axes, np.eye(4))
+    (dots,) = axes.collections
+    assert len(dots.get_offsets()) == 4
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "message"),
+    [
+        (np.ones((2, 3)), {}, r"finite \(T, T\) matrix; got shape \(2, 3\)"),
+        (np.full((2, 2), np.nan), {}, "finite"),
+        ([[0.0, 1.0], [2.0, 0.0]], {}, "symmetric"),
+        (np.eye(3), {"names": ["a"]}, "names must have 3 entries, one per task; got 1"),
+        (np.eye(3), {"groups": [0, 1]}, "groups must have 3 entries, one per task; got 2"),
+        (np.eye(3), {"places": np.zeros((2, 2))}, r"places must have shape \(3, 2\); got \(2, 2\)"),
+    ],
+)
+def test_task_graph_refuses(axes, weights, options, message):
+    with pytest.raises(ValueError, match=message):
+        task_graph(axes, weights, **options)

@@ -135,9 +135,6 @@ class ClusterRecovery(Experiment):
             "n_init_in_search": 2,
             "n_candidates": 20,
             "n_candidates_in_search": 0,
-            "n_init_in_search": 2,
-            "n_candidates": 20,
-            "n_candidates_in_search": 0,
             "k_means_starts": 10,
             "reduction": "sum",
             "intercept": "none",
@@ -238,7 +235,6 @@ class Search:
     def _tuned(self, method: str, build: Callable[..., LinearMTL]) -> Found:
         """The model with the least error on the rows held out, fitted."""
         train, config = self.draw.train, self.config
-        varied = ("tol", "n_init", "n_candidates")
         names = ("tol", "max_iter", "n_init", "n_candidates")
         rough = {**self.common, **{name: config[f"{name}_in_search"] for name in names}}
         tight = {**self.common, **{name: config[name] for name in names}}

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from companion._checks import share_memory
 from companion.linear._base import MultiTaskRegressor
-from companion.solvers._threads import threads_for
-from companion.solvers.evidence import CompressedTasks, Evidence, start
+from companion.solvers.compressed_tasks import CompressedTasks
+from companion.solvers.evidence import Evidence, learn_hyperparameters
 from companion.solvers.result import Result
-from companion.solvers.trust_region import maximise
 from companion.tasks import Tasks
 
 
@@ -29,10 +29,12 @@ class BayesianMTL(MultiTaskRegressor):
     the scales of the two priors maximise what is left, the evidence times the priors, so that nothing is
     cross-validated.
 
-    With few tasks C is poorly known, and intervals that take the best C for the truth are too short. Therefore C has an
-    inverse Wishart prior, whose scale is learned, and predictive variances count its uncertainty to first order in one
-    over the number of tasks. Where C could be singular (fewer tasks than features) the prior keeps it positive
-    definite.
+    With few tasks C is poorly known, and intervals that take the best C for the truth are too short, by far where tasks
+    have fewer rows than features. Three things are done about it. m is integrated out, so that its uncertainty counts.
+    Variances have priors that are wide but vanish at zero (their logarithms are logistic), so that no estimate sticks
+    there; C has an inverse Wishart prior whose scale is learned, which keeps it positive definite also with fewer tasks
+    than features. And the posterior covariances count the uncertainty of C, to first order in one over the number of
+    tasks.
 
     Parameters
     ----------
@@ -53,19 +55,20 @@ class BayesianMTL(MultiTaskRegressor):
     coef_ : (T, d), intercept_ : (T,)
         Posterior means, in the library, type and device of the training data.
     coef_covariance_ : (T, d, d)
-        Posterior covariances of the weights, the uncertainty of C included.
+        Posterior covariances of the weights, the uncertainty of C included. The largest thing that is kept: 8 T d^2
+        bytes in double precision.
     mean_ : (d,), covariance_ : (d, d)
         Posterior mean of m, and C.
     noise_variance_ : float
-        :math:`\sigma^2`.
+        :math:`\sigma^2`, of a row of weight one; never below 1e-10 of the variance of y within tasks.
     task_ids_ : tuple of length T
     objective_ : float
         Minus the log density of the hyperparameters given the data, up to a constant, for columns and targets divided
         by their deviations within tasks.
     log_evidence_ : float
-        Log density of the targets given the hyperparameters, in the same units.
+        Log density of the targets given the hyperparameters, in the units of the data; every intercept has density one.
     dual_gap_ : float
-        NaN: the evidence is not concave.
+        NaN: the density is not concave.
     certificate_ : dict
         "expected gain": what another Newton step is expected to add to the log density. A gain of g means that the
         hyperparameters are :math:`\sqrt{2 g}` standard deviations away from their best.
@@ -74,8 +77,10 @@ class BayesianMTL(MultiTaskRegressor):
 
     Notes
     -----
-    Integer sample weights are repetitions; others divide the noise variance of their row. A single task is Bayesian
-    ridge regression with a learned prior.
+    Integer sample weights are repetitions: a weight divides the noise variance of its row and counts as that many rows.
+    With intercepts the weights must sum to at least one per task. A single task is Bayesian ridge regression, where
+    only the sum of the variances of m and of w - m matters. Where no task has two rows, nothing tells noise from
+    intercepts, and the noise variance is that of all targets. The evidence may have several local maxima; one is found.
     """
 
     reduction = "sum"  # the likelihood has no other
@@ -100,19 +105,15 @@ class BayesianMTL(MultiTaskRegressor):
         if not d - 1 < nu < math.inf:
             raise ValueError(f"prior_tasks must be a finite number > d - 1 = {d - 1}; got {self.prior_tasks!r}")
         data = CompressedTasks.of(tasks, self.fit_intercept)
-        with threads_for(data.R):
-            # A first step as long as complete data would be sure of: the metric of the coordinates measures in that.
-            radius = ((tasks.n_tasks + nu) * d / 2) ** 0.5
-            found, gain, n_iter = maximise(start(data, nu), self.tol, self.max_iter, radius)
-            return self._result(data, found, gain, n_iter)
+        return self._result(data, *learn_hyperparameters(data, nu, self.tol, self.max_iter))
 
     def _result(self, data: CompressedTasks, found: Evidence, gain: float, n_iter: int) -> Result:
         """Everything in the units of the data."""
         unit = data.y_scale / data.x_scale  # (d,)
         W = unit[:, None] * found.weights
         C = found.at.L @ found.at.L.T
-        self._noise_share = (1 / data.n if self.fit_intercept else torch.zeros_like(data.n)).cpu().numpy()
-        self._x_mean = data.x_mean.cpu().numpy()
+        self._x_mean = data.x_mean.cpu()
+        self._noise_share = (1 / data.n if self.fit_intercept else torch.zeros_like(data.n)).cpu()
         return Result(
             W,
             data.y_mean - (data.x_mean * W.T).sum(1),
@@ -126,7 +127,7 @@ class BayesianMTL(MultiTaskRegressor):
                 "covariance_": unit[:, None] * C * unit,
                 "coef_covariance_": unit[:, None] * found.covariances() * unit,
                 "noise_variance_": float(found.at.noise) * data.y_scale**2,
-                "log_evidence_": found.log_evidence,
+                "log_evidence_": found.log_evidence - data.dof * math.log(data.y_scale),
             },
         )
 
@@ -151,22 +152,21 @@ class BayesianMTL(MultiTaskRegressor):
         mean = self._margin(X, task)
         return (mean, self._each_row(X, task, self._deviations_like)) if return_std else mean
 
-    def _deviations_like(self, X: Any) -> Any:
+    def _deviations_like(self, X: Any) -> Callable[[Any, Any], Any]:
         """Function of rows (n, d) and a task's position, or a list of k positions: deviations (n,) or (n, k)."""
-        is_torch = isinstance(X, Tensor)
-        centre, share, V = (np.asarray(a) for a in (self._x_mean, self._noise_share, _numpy(self.coef_covariance_)))
+        device = X.device if isinstance(X, Tensor) else torch.device("cpu")
+        V, centre, share = (
+            (part if isinstance(part, Tensor) else share_memory(part)).to(device=device, dtype=torch.float64)
+            for part in (self.coef_covariance_, self._x_mean, self._noise_share)
+        )
 
-        def of_task(rows: np.ndarray, t: int) -> np.ndarray:
+        def of_task(rows: Tensor, t: int) -> Tensor:
             away = rows - centre[t]
-            return np.sqrt(np.einsum("ni,ij,nj->n", away, V[t], away) + self.noise_variance_ * (1 + share[t]))
+            return (((away @ V[t]) * away).sum(1).clamp(min=0.0) + self.noise_variance_ * (1 + share[t])).sqrt()
 
         def deviations(rows: Any, t: Any) -> Any:
-            numbers = _numpy(rows).astype(np.float64)
-            found = np.stack([of_task(numbers, s) for s in t], axis=1) if isinstance(t, list) else of_task(numbers, t)
-            return torch.from_numpy(found).to(rows) if is_torch else found.astype(rows.dtype)
+            numbers = torch.as_tensor(rows).to(torch.float64)
+            found = torch.stack([of_task(numbers, s) for s in t], dim=1) if isinstance(t, list) else of_task(numbers, t)
+            return found.to(X.dtype) if isinstance(X, Tensor) else found.numpy().astype(X.dtype)
 
         return deviations
-
-
-def _numpy(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -31,9 +31,9 @@ class DisjointGroups(MultiTaskRegressor):
         Weight of the penalty, > 0.
     n_init : int, default 10
         Number of starts.
-    n_candidates : int, optional
-        How many moves of single tasks are tried before each is made, those that cost least with all metrics as they
-        are; 0 for none. None tries all T (G - 1), which takes most of the time where there are many tasks.
+    n_candidates : int or None, default 300
+        How many of the T (G - 1) moves of single tasks a pass tries, those that would cost least with all metrics as
+        they are. None for all, 0 for none: moves take most of the time where there are many tasks.
     groups : (T,) sequence of int, optional
         Groups 0..G-1 for the first start, in the order of ``task_ids_``.
     reduction : {"mean", "sum"}
@@ -62,7 +62,8 @@ class DisjointGroups(MultiTaskRegressor):
         NaN: the problem is not convex.
     certificate_ : dict
         Relative to the objective of the intercept-only model: "gain of a move", a proven bound on what any of the moves
-        that were tried could gain, and "gap in the groups", the sum of the duality gaps of all groups.
+        that were tried could gain (not there if none were), and "gap in the groups", the sum of the duality gaps of all
+        groups.
     moves_tried_ : (int, int)
         How many moves of a single task that bound is about, and how many there are.
     n_iter_ : int
@@ -76,7 +77,7 @@ class DisjointGroups(MultiTaskRegressor):
         n_groups: int = 2,
         gamma: float = 0.1,
         n_init: int = 10,
-        n_candidates: int | None = None,
+        n_candidates: int | None = 300,
         groups: Any = None,
         reduction: str = "mean",
         fit_intercept: bool = True,
@@ -115,6 +116,9 @@ class DisjointGroups(MultiTaskRegressor):
             start,
         )
         scale = found.null_objective if found.null_objective > 0 else 1.0
+        certificate = {"gain of a move": found.gain / scale, "gap in the groups": found.gap / scale}
+        if found.tried < min(1, found.possible):
+            del certificate["gain of a move"]
         return Result(
             found.W,
             problem.original_intercepts(problem.at(found.W)),
@@ -122,7 +126,7 @@ class DisjointGroups(MultiTaskRegressor):
             float("nan"),
             found.null_objective,
             found.n_iter,
-            certificate={"gain of a move": found.gain / scale, "gap in the groups": found.gap / scale},
+            certificate=certificate,
             attributes={
                 "groups_": found.labels,
                 "feature_covariances_": found.metrics,

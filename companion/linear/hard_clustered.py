@@ -96,8 +96,8 @@ class HardClusteredMTL(MultiTaskRegressor):
         check_positive("rho1", self.rho1)
         check_positive("rho2", self.rho2)
         if self.n_clusters > tasks.n_tasks > 1:
-            found = f"n_clusters={self.n_clusters} and T={tasks.n_tasks}"
-            raise ValueError(f"n_clusters must be at most the number of tasks; got {found}")
+            both = f"n_clusters={self.n_clusters} and T={tasks.n_tasks}"
+            raise ValueError(f"n_clusters must be at most the number of tasks; got {both}")
         start = check_labels("labels", self.labels, tasks.n_tasks, self.n_clusters)
         problem = Problem.from_tasks(tasks.ragged(), SquaredLoss(), self.reduction, self.fit_intercept)
         found = cluster_tasks(

@@ -1,4 +1,4 @@
-"""Relations between tasks that are learned with them: a covariance of tasks, and the distribution they come from."""
+"""Relations between tasks that are learned with them: a covariance of tasks."""
 
 from __future__ import annotations
 
@@ -94,9 +94,13 @@ class TaskRelationship(SquaredModel, MultiTaskRegressor):
 
 
 def correlation(covariance: Tensor) -> Tensor:
-    """(T, T) correlations that belong to a covariance; zero beside the diagonal for tasks without variance."""
-    deviation = covariance.diagonal().clamp(min=0.0).sqrt()
-    scale = torch.where(deviation > 0, 1 / deviation, 0.0)
+    """(T, T) correlations that belong to a covariance; zero beside the diagonal for tasks without variance.
+
+    A variance that the rounding of the trace would hide counts as none.
+    """
+    variance = covariance.diagonal()
+    seen = variance > torch.finfo(covariance.dtype).eps * variance.sum()
+    scale = torch.where(seen, 1 / variance.clamp(min=torch.finfo(covariance.dtype).tiny).sqrt(), 0.0)
     found = (scale[:, None] * covariance * scale).clamp(-1.0, 1.0)
     found.fill_diagonal_(1.0)
     return found

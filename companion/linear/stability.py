@@ -49,7 +49,6 @@ def cluster_stability(model: LinearMTL, tasks: Tasks, n_resamples: int = 20, ran
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1; got {n_resamples}")
     rng = check_random_state(random_state)
-    tasks = tasks.ragged()
     strata = _strata(tasks, by_target=is_classifier(model))
     labels = _labels(model, tasks)
     refits = np.stack([_labels(model, _bootstrap(tasks, strata, rng)) for _ in range(n_resamples)])

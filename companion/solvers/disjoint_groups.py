@@ -19,9 +19,10 @@ from companion.solvers._threads import threads_for
 from companion.solvers.group_metrics import GroupMetric, search_groups
 from companion.solvers.partitions import Labels, by_appearance
 from companion.solvers.problem import Problem
-from companion.solvers.squared_trace import SquaredTraceProblem, Value
+from companion.solvers.squared_trace import SquaredTraceProblem, Value, duality_gap
 from companion.solvers.task_rows import Array, TaskRows
 
+_MOVED_TASKS = 60  # moves start from more than the best proposal as long as these have no more tasks together
 Part = tuple[int, ...]  # tasks of a group, in rising order
 
 
@@ -74,6 +75,7 @@ class Partition(NamedTuple):
 
     parts: list[Part]
     W: Array  # (r, T)
+    value: float
     gain: float
     tried: int
     possible: int
@@ -108,7 +110,7 @@ def move_single_tasks(
         tried = candidates[:n_candidates]
         most, moved = 0.0, set()
         for t, a, b, w in tried:
-            if t in moved or len(parts[a]) < 2 and not parts[b]:
+            if t in moved or (len(parts[a]) < 2 and not parts[b]):
                 continue
             rest, more = tuple(s for s in parts[a] if s != t), tuple(sorted((*parts[b], t)))
             V = W.copy()
@@ -122,7 +124,8 @@ def move_single_tasks(
                 for part in (rest, more):
                     W[:, list(part)] = groups.solve(part, gap, V).W
         if not moved:
-            return Partition(parts, W, most, len(tried), len(candidates))
+            value = sum(groups.solve(part, gap, W).upper for part in parts)
+            return Partition(parts, W, value, most, len(tried), len(candidates))
 
 
 def _candidates(groups: Groups, parts: list[Part], W: Array) -> list[tuple[int, int, int, Array]]:
@@ -234,8 +237,12 @@ def group_tasks(
             for labels in search_groups(rows, gamma, n_groups, n_init, random_state, start)
         ]
         coarse = 1e-4 * groups.scale
-        best = min(proposals, key=lambda parts: sum(groups.bounds(p, coarse, groups.W_alone).upper for p in parts))
-        return _finish(problem, groups, move_single_tasks(groups, best, tol * groups.scale, n_candidates))
+        proposals.sort(key=lambda parts: sum(groups.bounds(p, coarse, groups.W_alone).upper for p in parts))
+        moved = [
+            move_single_tasks(groups, parts, tol * groups.scale, n_candidates)
+            for parts in proposals[: max(1, _MOVED_TASKS // rows.n_tasks)]
+        ]
+        return _finish(problem, groups, min(moved, key=lambda partition: partition.value))
 
 
 def _finish(problem: Problem, groups: Groups, partition: Partition) -> DisjointGroups:
@@ -245,14 +252,16 @@ def _finish(problem: Problem, groups: Groups, partition: Partition) -> DisjointG
         labels[list(part)] = g
     labels = by_appearance(labels)
     W = groups.rows.original(partition.W, problem.y)
-    point = problem.with_descent(problem.at(W))
+    point = problem.at(W)
+    C, r2 = problem.descent(point), problem.rows.sums(problem.v * (problem.y - point.margin) ** 2)
     objective, gap, metrics = point.value, 0.0, []
     for g in range(labels.max() + 1):
-        V, C = W[:, labels == g], problem.descent(point)[:, labels == g]
-        U, s, _ = torch.linalg.svd(V, full_matrices=False)
+        mine = torch.from_numpy(np.flatnonzero(labels == g)).to(W.device)
+        U, s, _ = torch.linalg.svd(W[:, mine], full_matrices=False)
         penalty = groups.gamma * float(s.sum()) ** 2
+        conjugate = float(torch.linalg.matrix_norm(C[:, mine], ord=2)) ** 2 / (4 * groups.gamma)
         objective += penalty
-        gap += penalty + float(torch.linalg.matrix_norm(C, ord=2)) ** 2 / (4 * groups.gamma) - float((V * C).sum())
+        gap += duality_gap(penalty, conjugate, float((W * C)[:, mine].sum()), float(r2[mine].sum()))
         metrics.append((U * (s / s.sum())) @ U.T if bool(s.any()) else torch.eye(len(W)).to(W) / len(W))
     return DisjointGroups(
         labels,

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+
+Weights = TypeVar("Weights", Tensor, NDArray[np.float64])
 
 
 def fista(
-    gradient: Callable[[Tensor], Tensor],
-    prox: Callable[[Tensor, float], Tensor],
+    gradient: Callable[[Weights], Weights],
+    prox: Callable[[Weights, float], Weights],
     lipschitz: float,
-    W: Tensor,
-    stop: Callable[[Tensor], bool],
+    W: Weights,
+    stop: Callable[[Weights], bool],
     max_iter: int,
     check_every: int = 10,
-) -> tuple[Tensor, int]:
+) -> tuple[Weights, int]:
     r"""Minimise :math:`F(W) + \Omega(W)` by proximal gradient steps with momentum (Beck and Teboulle 2009).
 
     The momentum starts anew whenever it points uphill (O'Donoghue and Candès 2015), which keeps the method fast on
@@ -29,7 +34,7 @@ def fista(
         ``prox(V, step)``, the proximal operator of ``step * Omega``.
     lipschitz : float
         Lipschitz constant of the gradient; steps have length ``1 / lipschitz``.
-    W : tensor
+    W : tensor or NumPy array
         First weights.
     stop : callable
         Asked every ``check_every`` iterations: whether these weights are good enough.

@@ -18,7 +18,7 @@ from companion.solvers.partitions import Labels, by_appearance, random_labels, s
 from companion.solvers.task_rows import Array, TaskRows
 
 _EPS = (1.0, 0.1, 0.01)  # perturbations, in units of the mean squared weight of single-task ridge regression
-_FINALISTS = 3  # starts that are followed beyond the first perturbation
+_MOST_TASKS = 60  # in the starts that are followed beyond the first perturbation, at least three
 _TOL, _ROUNDS = 1e-5, 200
 
 
@@ -136,7 +136,8 @@ def search_groups(
     for first in _starts(rows, gamma, n_groups, n_init, _EPS[0] * unit, rng, start):
         history = alternate_groups(rows, gamma, _EPS[0] * unit, first)
         found.setdefault(by_appearance(history.state.labels).tobytes(), (history.objective[-1], history.state))
-    best = [state for _, state in sorted(found.values(), key=lambda one: one[0])[:_FINALISTS]]
+    finalists = max(3, _MOST_TASKS // T)
+    best = [state for _, state in sorted(found.values(), key=lambda one: one[0])[:finalists]]
     for eps in _EPS[1:]:
         best = [alternate_groups(rows, gamma, eps * unit, with_metrics(state, eps * unit)).state for state in best]
     labels = [by_appearance(state.labels) for state in best]

@@ -82,7 +82,7 @@ class _Subset:
         self.gamma, self._Ab, self._bb = whole.gamma, whole._Ab[tasks].T, float(whole._bb[tasks].sum())
         self._gram = None if whole._gram is None else whole._gram[tasks]
         self._designs = whole._designs(tasks) if whole._gram is None else []
-        self._last: tuple[Array | None, float] = (None, 0.0)  # what prox returned, and its trace norm
+        self._last: tuple[Array, float] = (np.empty(0), 0.0)  # what prox returned, and its trace norm
 
     def gradient(self, W: Array) -> Array:
         """(r, m) gradient of the loss."""
@@ -91,23 +91,19 @@ class _Subset:
         return np.stack([A.T @ (A @ w) for A, w in zip(self._designs, W.T, strict=True)], axis=1) - self._Ab
 
     def gap_and_value(self, W: Array) -> tuple[float, float]:
-        r"""Duality gap and objective at ``W (r, m)``; no large numbers cancel in the gap, as in ``Moments.gap``.
-
-        The dual point is the best multiple of the residuals. The gradient at it has the spectral norm of C, whose
-        square, over :math:`4 \gamma`, is the conjugate of the penalty.
-        """
+        """Duality gap and objective, less the rest that no weights change, at ``W (r, m)``."""
         C = -self.gradient(W)
         r2, along = max(self._bb - float((W * (self._Ab + C)).sum()), 0.0), float((W * C).sum())
         norm = self._last[1] if self._last[0] is W else float(np.linalg.svd(W, compute_uv=False).sum())
         small = C @ C.T if C.shape[0] <= C.shape[1] else C.T @ C
         penalty, conjugate = self.gamma * norm**2, float(np.linalg.eigvalsh(small)[-1]) / (4 * self.gamma)
-        bend = 2 * conjugate + r2
-        s = (along + r2) / bend if bend > 0 else 1.0
-        return penalty + s**2 * conjugate - s * along + (1 - s) ** 2 / 2 * r2, r2 / 2 + penalty
+        return duality_gap(penalty, conjugate, along, r2), r2 / 2 + penalty
 
     def prox(self, V: Array, step: float) -> Array:
         """Lower the singular values of ``V (r, m)`` as :meth:`~companion.penalties.SquaredTraceNorm.prox` does."""
-        W, norm = _lower(V, 2 * self.gamma * step) if V.shape[0] >= V.shape[1] else _lower_wide(V, 2 * self.gamma * step)
+        W, norm = (
+            _lower(V, 2 * self.gamma * step) if V.shape[0] >= V.shape[1] else _lower_wide(V, 2 * self.gamma * step)
+        )
         self._last = W, norm
         return W
 
@@ -115,6 +111,25 @@ class _Subset:
 def _lower_wide(V: Array, c: float) -> tuple[Array, float]:
     W, norm = _lower(V.T, c)
     return W.T, norm
+
+
+def duality_gap(penalty: float, conjugate: float, along: float, r2: float) -> float:
+    r"""Gap of a squared loss with a squared norm, between the weights W and the best multiple of their residuals r.
+
+    For the multiple s it is :math:`\Omega(W) + s^2 \Omega^*(C) - s \langle W, C \rangle + \tfrac{(1-s)^2}{2} \lVert r
+    \rVert^2`, in which no large numbers cancel (compare ``Moments.gap``); C is the negative gradient.
+
+    Parameters
+    ----------
+    penalty, conjugate : float
+        :math:`\Omega(W)` and :math:`\Omega^*(C)`; for the squared trace norm the latter is the squared spectral norm
+        over :math:`4 \gamma`.
+    along, r2 : float
+        :math:`\langle W, C \rangle` and :math:`\lVert r \rVert^2`.
+    """
+    bend = 2 * conjugate + r2
+    s = (along + r2) / bend if bend > 0 else 1.0
+    return penalty + s**2 * conjugate - s * along + (1 - s) ** 2 / 2 * r2
 
 
 def _lower(V: Array, c: float) -> tuple[Array, float]:

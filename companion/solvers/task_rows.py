@@ -18,6 +18,7 @@ from torch import Tensor
 from companion.solvers.problem import Problem
 
 Array = NDArray[np.float64]
+_TINY = np.finfo(float).tiny
 
 
 class TaskRows(NamedTuple):
@@ -58,22 +59,22 @@ class TaskRows(NamedTuple):
         """The rows of a problem with squared loss, without free intercepts and ridge."""
         if not problem.is_quadratic or problem.l2 != 0:
             raise ValueError("TaskRows needs a squared loss with every label present, and no ridge term")
-        parts = []
+        tasks = []
         for X, y, v in problem.rows.blocks(problem.y, problem.v):
             root = v.sqrt()
             U, s, Qh = torch.linalg.svd(root[:, None] * X, full_matrices=False)
             b = U.T @ (root * y)
-            parts.append((s[:, None] * Qh, b, s**2, ((root * y - U @ b) ** 2).sum()[None] / 2))
-        sizes = np.array([len(b) for _, b, _, _ in parts])
-        A, b, squares, rest = (torch.cat(part) for part in zip(*parts, strict=True))
+            tasks.append((s[:, None] * Qh, b, s**2, ((root * y - U @ b) ** 2).sum()[None] / 2))
+        sizes = np.array([len(b) for _, b, _, _ in tasks])
+        A, b, squares, rest = (torch.cat(part) for part in zip(*tasks, strict=True))
         basis = None
         if A.shape[0] < A.shape[1]:
             basis, R = torch.linalg.qr(A.T)
             A = R.T.contiguous()
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         task = np.repeat(np.arange(len(sizes)), sizes)
-        arrays = (array.cpu().numpy() for array in (A, b, squares, rest))
-        return cls(*arrays, offsets, task, basis, _blocks(sizes, offsets))
+        parts = [array.cpu().numpy() for array in (A, b, squares, rest)]
+        return cls(parts[0], parts[1], parts[2], parts[3], offsets, task, basis, _blocks(sizes, offsets))
 
     @property
     def n_tasks(self) -> int:
@@ -96,6 +97,20 @@ class TaskRows(NamedTuple):
         r"""(T,) least values of loss plus ``penalty`` :math:`\lVert w \rVert^2`, and the weights ``(r, T)`` there."""
         dual = self.b / (self.squares + 2 * penalty)
         return self.rest + penalty * self.sums(self.b * dual), self.sums(self.A * dual[:, None]).T
+
+    def ridge_gap(self, slope: Tensor, penalty: float) -> float:
+        r"""How far an objective can lie above its minimum if it curves at least as much as the losses plus a ridge.
+
+        :math:`\tfrac12 \sum_t g_t^\top (A_t^\top A_t + 2 c I)^{-1} g_t` for gradients ``slope (d, T)`` and penalty c.
+        Directions of the rows and the rest are added up separately, since curvatures differ by orders of magnitude.
+        """
+        inside = slope if self.basis is None else self.basis.T @ slope
+        beyond = 0.0 if self.basis is None else float(((slope - self.basis @ inside) ** 2).sum())
+        g = inside.T.cpu().numpy()[self.task]  # (N, r)
+        along = np.einsum("ij,ij->i", self.A, g) / self.squares.clip(min=_TINY)  # times the row: the part along it
+        rest = inside.T.cpu().numpy() - self.sums(self.A * along[:, None])
+        in_rows = float((along**2 * self.squares / (self.squares + 2 * penalty)).sum())
+        return in_rows / 2 + (float((rest**2).sum()) + beyond) / (4 * penalty)
 
     def original(self, W: Array, like: Tensor) -> Tensor:
         """(d, T) tensor of weights from ``W (r, T)``."""

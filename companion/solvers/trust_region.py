@@ -20,8 +20,11 @@ class LocalModel(Protocol):
     The better the curvature resembles the identity in these coordinates, the fewer products are needed.
     """
 
-    value: float
-    gradient: Tensor
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def gradient(self) -> Tensor: ...
 
     def curvature(self, x: Tensor) -> Tensor: ...
 
@@ -29,8 +32,6 @@ class LocalModel(Protocol):
 
 
 State = TypeVar("State", bound=LocalModel)
-
-
 
 
 def maximise(state: State, tol: float, max_iter: int, radius: float = 1.0) -> tuple[State, float, int]:

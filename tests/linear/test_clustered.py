@@ -106,6 +106,9 @@ def test_aso_has_the_weights_of_clustered_learning():
     assert a.relation_.shape == (4, 4) and b.shared_structure_.shape == (6, 6)
     assert np.trace(b.shared_structure_) == pytest.approx(3)
     assert not hasattr(b, "labels_")
+    many = ASO(5, **options).fit(*data)  # more than tasks: a ridge, with what is left of the trace on unused features
+    assert np.trace(many.shared_structure_) == pytest.approx(5)
+    assert_ridge(many, RHO2, data)
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

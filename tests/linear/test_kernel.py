@@ -131,6 +131,18 @@ def test_three_formulations_of_the_mean_are_one(data):
     np.testing.assert_allclose(model.task_kernel_ * l1 / T, both, rtol=1e-12)
 
 
+@pytest.mark.parametrize("coupling", [0.0, 1.7, 1e14])
+def test_the_task_kernel_inverts_the_matrix_of_the_penalty(data, coupling):
+    X, y = data
+    edges = np.array([[0, 2.0, 0], [2.0, 0, 0.5], [0, 0.5, 0]])
+    A = 0.3 * np.eye(T) + min(coupling, 1e4) * (np.diag(edges.sum(0)) - edges)
+    model = MultiTaskKernelRidge(0.3, min(coupling, 1e4), graph=edges).fit(X, y, TASK)
+    np.testing.assert_allclose(model.task_kernel_, np.linalg.inv(A), rtol=1e-9, atol=1e-14)
+    P = np.ones((T, T)) / T  # eigenvalue alpha on the mean, alpha + coupling beside it
+    model = MultiTaskKernelRidge(0.3, coupling).fit(X, y, TASK)
+    np.testing.assert_allclose(model.task_kernel_, P / 0.3 + (np.eye(T) - P) / (0.3 + coupling), rtol=1e-13)
+
+
 KERNELS = [
     ("rbf", {"gamma": 0.3}),
     ("rbf", {}),
@@ -455,6 +467,22 @@ def test_torch_and_single_precision(data, Model, kernel, dtype):
     assert _values(c, X.astype(np.float32), TASK).dtype == np.float32
     shared = Tasks.shared(X_torch[:9], torch.zeros(9, T), ids=["a", "b", "c"])
     assert _values(b, shared).dtype == dtype and _values(b, shared).shape == (9, T)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@BOTH
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_results_go_back_to_the_device_of_the_data(data, Model, kernel):
+    X, y = data[0], _target(Model, data[1])
+    model = Model(0.05, 0.2, kernel=kernel).fit(torch.from_numpy(X).cuda(), torch.from_numpy(y).cuda(), TASK)
+    values = _values(model, torch.from_numpy(X).cuda(), TASK)
+    assert model.dual_coef_.is_cuda and model.intercept_.is_cuda and values.is_cuda
+    here = Model(0.05, 0.2, kernel=kernel).fit(X, y, TASK)
+    np.testing.assert_allclose(values.cpu(), _values(here, X, TASK), rtol=1e-9)
+    np.testing.assert_allclose(_values(model, X, TASK), _values(here, X, TASK), rtol=1e-9)
+    shared = Tasks.shared(torch.from_numpy(X).cuda(), torch.zeros(N, T).cuda(), ids=["a", "b", "c"])
+    assert _values(model, shared).is_cuda and _values(model, shared).shape == (N, T)
 
 
 def test_single_precision_does_not_spoil_an_expansion_that_cancels(data):

@@ -231,13 +231,15 @@ def test_matrices_where_the_weights_leave_them_open():
     np.testing.assert_allclose(in_torch(SquaredBoxNorm(0.5, 0.5, 1).projection, normal(5, 4)), eye / 4, atol=1e-15)
     np.testing.assert_allclose(in_torch(box(4).projection, normal(5, 4)), eye, atol=1e-14)
     np.testing.assert_allclose(in_torch(box(9).projection, normal(5, 4)), eye, atol=1e-14)
+    np.testing.assert_allclose(in_torch(box(9).projection, normal(2, 4)), eye, atol=1e-14)
     w = np.array([[3.0, 0.0, 4.0, 0.0]])  # one used direction of four, three cheap ones
     P = w.T @ w / 25
     np.testing.assert_allclose(in_torch(box(3).projection, w), P + 2 / 3 * (eye - P), atol=1e-14)
     U = np.full((4, 4), 0.25)
     expected = U / 0.3 + (eye - U) * (1 / 2.5 + (1 / 0.8 - 1 / 2.5) / 3)
     norm = SquaredClusterNorm(0.3, 0.8, 2.5, 2)
-    for same in (zero.numpy(), normal(5, 1) @ np.ones((1, 4))):  # tasks that are alike: rounding is no structure
+    alike = normal(5, 1) * (1 + 2.0**-52 * np.random.default_rng(1).integers(-1, 2, (5, 4)))
+    for same in (zero.numpy(), alike):  # rounding is no structure
         np.testing.assert_allclose(in_torch(norm.covariance, same), expected, atol=1e-14)
     np.testing.assert_allclose(in_torch(norm.covariance, normal(5, 1)), [[1 / 0.3]], rtol=1e-15)
 

@@ -250,6 +250,32 @@ def test_the_active_set_needs_no_libsvm(monkeypatch, kind, seed):
     assert found.dual_gap <= 1e-11 * found.null_objective
     assert primal - dual == pytest.approx(0, abs=1e-8 * found.null_objective)  # far from zero, K c cancels
 
+    alpha, slack = found.dual * y, 1e-14 * v.sum()
+    np.testing.assert_array_equal(alpha[alpha < slack], 0)  # else rows would be kept for nothing
+    np.testing.assert_allclose(alpha[v - alpha < slack], v[v - alpha < slack], rtol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e15])
+def test_a_direction_without_curvature_is_followed_to_its_end(monkeypatch, scale):
+    """Three points on a line, the middle one of the other class: all end at a bound, in a few steps."""
+    monkeypatch.setattr(kernel_machines, "_libsvm", lambda K, y, v, max_iter: (np.zeros(len(y)), 0))
+    x, y = np.array([-1.0, 0.0, 1.0]), np.array([1.0, -1.0, 1.0])
+    found = support_vectors(scale * np.outer(x, x), y, np.ones(3), tol=1e-12, max_iter=20)
+    np.testing.assert_allclose(found.dual, [0.5, -1, 0.5], rtol=1e-12)
+    assert found.objective == pytest.approx(2, rel=1e-12)
+
+
+def test_more_steps_never_make_it_worse(monkeypatch):
+    """Gaps go up and down on the way; the best point is kept."""
+    monkeypatch.setattr(kernel_machines, "_libsvm", lambda K, y, v, max_iter: (np.zeros(len(y)), 0))
+    K, (y, v) = _gram(6, scale=1e4), _labels()
+    found = [support_vectors(K.copy(), y, v, tol=1e-13, max_iter=n) for n in range(1, 60)]
+    gaps = np.array([f.dual_gap for f in found])
+    assert (np.diff(gaps) <= 0).all() and gaps[-1] < 1e-9 < gaps[5]
+    for f in found[::10]:
+        primal, dual = _certificate(f, K, y, v)
+        assert f.dual_gap == pytest.approx(primal - dual, rel=1e-6, abs=1e-9)
+
 
 def test_an_offset_of_the_features_moves_the_intercept_only():
     rng = np.random.default_rng(6)

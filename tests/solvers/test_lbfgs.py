@@ -9,6 +9,7 @@ from companion import Tasks
 from companion.losses import LogisticLoss, SquaredLoss
 from companion.penalties import SquaredBoxNorm, SquaredClusterNorm
 from companion.solvers import Problem, lbfgs, minimise, proximal_gradient
+from companion.solvers.lbfgs import _step
 
 
 def never(W):
@@ -26,7 +27,7 @@ def test_quadratic_in_as_many_steps_as_it_has_curvatures():
     close = lambda x: asked.append(1) or bool((x - expected).abs().max() < 1e-9)
     x, n_iter = lbfgs(gradient, lambda g: g, torch.zeros_like(b), close, 200, check_every=1)
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-9)
-    assert 6 <= n_iter <= 40 and len(asked) == n_iter
+    assert 6 <= n_iter <= 20 and len(asked) == n_iter
     x, n_iter = lbfgs(gradient, lambda g: torch.linalg.solve(A, g), torch.zeros_like(b), close, 200, check_every=1)
     assert n_iter == 1
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-9)
@@ -40,6 +41,26 @@ def test_preconditioner_on_the_wrong_scale(scale):
     x, n_iter = lbfgs(lambda x: A @ x - b, lambda g: scale * g, torch.zeros_like(b), never, 60)
     torch.testing.assert_close(x, b / A.diagonal(), rtol=1e-9, atol=0)
     assert n_iter < 60, "it goes on when gradients are rounding"
+
+
+def test_scale_is_learned_for_directions_not_yet_seen():
+    """Forty curvatures, ten steps remembered, and a preconditioner that is a million times too small."""
+    curvature = torch.linspace(1, 3, 40, dtype=torch.float64)
+    close = lambda x: bool((curvature * x - 1).abs().max() < 1e-8)
+    _, n_iter = lbfgs(lambda x: curvature * x - 1, lambda g: 1e-6 * g, torch.zeros_like(curvature), close, 500)
+    assert n_iter <= 30
+
+
+@pytest.mark.parametrize("length", [1e-4, 0.3, 1.0, 1.9, 40.0, 1e6])
+def test_a_step_halves_the_slope(length):
+    """On a quadratic, for directions far too short and too long."""
+    curvature = torch.tensor([1.0, 4.0], dtype=torch.float64)
+    W = torch.tensor([3.0, -1.0], dtype=torch.float64)
+    direction = -length * W
+    slope = float((direction * curvature * W).sum())
+    step, g = _step(lambda x: curvature * x, W, direction, slope)
+    torch.testing.assert_close(g, curvature * (W + step * direction))
+    assert abs(float((g * direction).sum())) <= abs(slope) / 2
 
 
 def test_nothing_to_do():
@@ -115,9 +136,9 @@ def test_one_task_of_many_rows_does_not_slow_the_others_down():
     pairs = [(rng.normal(size=(n, 4)), rng.normal(size=n)) for n in (5, 20_000, 8)]
     problem = Problem.from_tasks(Tasks.from_list(pairs), SquaredLoss(), "sum")
     fast = minimise(problem, PENALTIES[0], 1e-9, 1000)
-    slow = proximal_gradient(problem, PENALTIES[0], 1e-9 * problem.null_objective, 20_000)
-    assert fast.n_iter <= 30 < 20 * fast.n_iter < slow.n_iter
-    assert fast.certificate.primal == pytest.approx(slow.certificate.primal, rel=1e-9)
+    slow = proximal_gradient(problem, PENALTIES[0], 1e-6 * problem.null_objective, 20_000)
+    assert fast.n_iter <= 30 < 10 * fast.n_iter < slow.n_iter
+    assert fast.certificate.primal == pytest.approx(slow.certificate.primal, rel=1e-6)
 
 
 def test_the_best_point_is_kept_when_iterations_run_out():
