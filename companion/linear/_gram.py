@@ -29,7 +29,7 @@ class RowKernel:
     Parameters
     ----------
     kernel : str or callable
-        A name of :data:`sklearn.metrics.pairwise.PAIRWISE_KERNEL_FUNCTIONS`, or ``k(X, Z) -> (n, m)``.
+        A name of :data:`~sklearn.metrics.pairwise.PAIRWISE_KERNEL_FUNCTIONS`, or ``k(X, Z) -> (n, m)``.
     gamma : float > 0 or None
         None: the kernel's own, which is 1 for "chi2" and 1/d for the others.
     degree, coef0 : float
@@ -68,7 +68,7 @@ class RowKernel:
                     f"kernel must return a real matrix of shape ({len(X)}, {len(Z)}) for that many rows of X and Z; "
                     f"got {K.dtype} of shape {K.shape}"
                 )
-            K = K.astype(np.float64)  # a copy: the caller's matrix stays as it is
+            K = K.astype(np.float64, copy=False)
         else:
             if self.origin is not None:
                 X, Z = X - self.origin, Z - self.origin
@@ -97,7 +97,7 @@ class RowKernel:
                 f"kernel {name} must be symmetric; k(x, z) and k(z, x) differ by up to {asymmetry:.3g} on the training "
                 f"rows, where its largest value is {size:.3g}"
             )
-        K = (K + K.T) / 2
+        K = (K + K.T) / 2  # a new matrix: a function may keep its own
         if self._is_psd():
             return K
         jitter = _PSD_TOL * max(float(K.diagonal().max()), 0.0)  # no more than that part of the largest eigenvalue

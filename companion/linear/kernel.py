@@ -129,7 +129,7 @@ _PARAMETERS = r"""
     graph, signed, directed
         Edges between tasks, as in :class:`GraphRegularized`. None: every task is pulled to the mean of all.
     kernel : str or callable, default "linear"
-        A name that :func:`sklearn.metrics.pairwise.pairwise_kernels` knows, or a function ``k(X, Z) -> (n, m)`` of two
+        A name that :func:`~sklearn.metrics.pairwise.pairwise_kernels` knows, or a function ``k(X, Z) -> (n, m)`` of two
         matrices of rows in double precision. Its matrix on the training rows must be symmetric and positive
         semidefinite, where negative eigenvalues up to 1e-8 of the largest pass for rounding.
     gamma : float, "scale", "auto" or None, default None
