@@ -200,8 +200,8 @@ def task_places(weights: ArrayLike, least: float = 0.0) -> np.ndarray:
     """Places in the plane at which tasks that are strongly related lie close together (Kamada and Kawai, 1989).
 
     The distance to be matched is that of the shortest way through the graph, where an edge is as long as it is weak;
-    parts that no edge connects are set well apart. Stress is lowered by majorisation
-    from the principal coordinates of these distances. Nothing is drawn at random.
+    parts that no edge connects are set well apart. Stress is lowered by majorisation, from the principal coordinates
+    of these distances. Nothing is drawn at random.
 
     Parameters
     ----------

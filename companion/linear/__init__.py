@@ -1,7 +1,9 @@
 """Linear multi-task models with scikit-learn's interface.
 
 Single tasks and pooling (``baselines``), shared features (``block_sparse``, ``dirty``), a shared subspace
-(``trace_norm``, ``feature_learning``), and paths of all of them (:func:`multi_task_path`).
+(``trace_norm``, ``feature_learning``), shared means and neighbours (``mean_graph``, ``kernel``), learned relations
+(``relationships``, ``bayesian``), clusters and groups (``clustered``, ``hard_clustered``, ``disjoint_groups``), and
+paths of norms (:func:`multi_task_path`).
 
 All share one contract: ``fit(X, y, task=None, sample_weight=None)`` on the long form (one row per sample, any hashable
 task ids) or ``fit(tasks)``; ``predict(X, task=None)`` or ``predict(tasks)``; ``coef_ (T, d)``, ``intercept_ (T,)``,
