@@ -72,9 +72,9 @@ class RowKernel:
         else:
             if self.origin is not None:
                 X, Z = X - self.origin, Z - self.origin
-            options = {"degree": self.degree, "coef0": self.coef0} | (
-                {} if self.gamma is None else {"gamma": self.gamma}
-            )
+            options = {"degree": self.degree, "coef0": self.coef0}
+            if self.gamma is not None:
+                options["gamma"] = self.gamma
             K = pairwise_kernels(X, Z, metric=self.kernel, filter_params=True, **options)
         if not np.isfinite(K).all():
             raise ValueError(f"kernel {_name(self.kernel)} gives NaN or infinity on these rows")

@@ -74,7 +74,7 @@ def group_values(blocks, gamma, reduction="mean", fit_intercept=True):
     @cache
     def value(members):
         some = [blocks[t] for t in members]
-        return convex.solve(some, norms, "squared", reduction, fit_intercept)[0]
+        return convex.solve(some, norms, "squared", reduction, fit_intercept)[0] if some else 0.0
 
     return value
 

@@ -7,7 +7,7 @@ from companion import Tasks
 from companion.losses import SquaredLoss
 from companion.solvers import Problem
 from companion.solvers.cluster_loss import Clustering, ClusterLoss
-from companion.solvers.hard_clusters import _finish, alternate_clusters, cluster_tasks, move_single_tasks
+from companion.solvers.hard_clusters import _best_move, _finish, alternate_clusters, cluster_tasks, move_single_tasks
 from companion.solvers.task_rows import TaskRows
 from tests.oracles.partitions import (
     best_around_centroids,
@@ -169,6 +169,25 @@ def test_moves_go_on_where_alternation_stops():
             once, _, n_moves = move_single_tasks(loss, labels, 2, 1e-12, 1)
             assert n_moves == 1 and here - value(blocks, once) == pytest.approx(max(gains), rel=1e-8)
     assert stuck > 0
+
+
+def test_changes_within_rounding_of_zero_are_computed_again():
+    """Made-up changes: one move seems to gain and does not, another seems to lose that little and gains."""
+    blocks, _, loss = drawn("mixed", 0)
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    gains = {other.tobytes(): value(blocks, labels) - value(blocks, other) for other in single_moves(labels, 2)}
+    loses, wins = min(gains, key=gains.get), max(gains, key=gains.get)
+    assert gains[loses] < 0 < gains[wins]
+    changes = np.ones((6, 2))
+    changes[np.arange(6), labels] = 0.0
+    for move, seeming in ((loses, -1e-10), (wins, 1e-10)):
+        t = int(np.flatnonzero(np.frombuffer(move, dtype=np.int64) != labels)[0])
+        changes[t, 1 - labels[t]] = seeming * loss.scale
+    gain, task, cluster = _best_move(loss, labels, changes, 1e-12)
+    assert gain == pytest.approx(gains[wins], rel=1e-9)
+    assert np.where(np.arange(6) == task, cluster, labels).tobytes() == wins
+    changes[task, cluster] = 1.0  # beyond rounding it is believed
+    assert _best_move(loss, labels, changes, 1e-12)[0] == 0
 
 
 # --- the whole search ------------------------------------------------------------------------------------------------

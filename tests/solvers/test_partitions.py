@@ -50,5 +50,7 @@ def test_seeds_differ_follow_the_order_and_stop_when_nobody_pays():
     groups = np.array([0, 0, 1, 1, 1])
     few = spread_seeds(lambda s: (groups != groups[s]).astype(float), np.arange(5), 4, np.random.default_rng(0))
     assert len(few) == 2 and groups[few[0]] != groups[few[1]]
+    everybody_pays = lambda s: np.ones(5)  # the seeds themselves too
+    assert sorted(spread_seeds(everybody_pays, np.arange(5), 5, np.random.default_rng(0))) == list(range(5))
     negative = lambda s: np.full(5, -1e-17)  # rounding
     assert len(spread_seeds(negative, np.arange(5), 3, np.random.default_rng(0))) == 1
