@@ -34,16 +34,16 @@ Labels = NDArray[np.int64]
 CLUSTERS, DIRECTIONS, NOTHING = "clusters", "clusters of directions", "no clusters"
 SINGLE, TWO_STEPS, KNOWN = "single", "k-means", "known clusters"
 SHARES = (0.5, 0.3, 0.2)
-SQUARED = falling(1000, 0.1, 9)
-RATIOS = [0.03, 0.003]
+SQUARED = falling(1e4, 0.1, 11)
+RATIOS = [0.999, 0.3, 0.03, 0.003]  # with the first one, next to nothing is shared
 GRIDS: dict[str, dict[str, list[float]]] = {
     SINGLE: {STRENGTH: SQUARED},
     TWO_STEPS: {STRENGTH: SQUARED, "ratio": RATIOS},
     KNOWN: {STRENGTH: SQUARED, "ratio": RATIOS},
     "clustered": {STRENGTH: SQUARED, "ratio": RATIOS},
-    "Jacob": {STRENGTH: SQUARED, "ratio": RATIOS, "mean_ratio": [0.3]},
+    "Jacob": {STRENGTH: SQUARED, "ratio": RATIOS, "mean_ratio": [1.0, 0.3]},
     "hard clusters": {STRENGTH: SQUARED, "ratio": RATIOS},
-    "disjoint groups": {STRENGTH: falling(30, 0.01, 8)},
+    "disjoint groups": {STRENGTH: falling(100, 0.01, 9)},
 }
 
 
@@ -117,7 +117,7 @@ class ClusterRecovery(Experiment):
     def config(self, smoke: bool) -> dict[str, Any]:
         noises = [0.25, 0.5, 1.0, 1.5, 2.5]
         full: dict[str, Any] = {
-            "draws": 10,
+            "draws": 20,
             "settings": [
                 {"condition": CLUSTERS, "n_tasks": 30, "k": 3, "noises": noises},
                 *({"condition": CLUSTERS, "n_tasks": T, "k": 3, "noises": noises[1:4]} for T in (10, 100)),

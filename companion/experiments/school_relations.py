@@ -19,7 +19,6 @@ from companion.experiments._relations import (
     falling,
     inner_folds,
     interval,
-    stacked,
     thinned,
 )
 from companion.experiments._school import (
@@ -35,8 +34,7 @@ from companion.experiments._school import (
 )
 from companion.experiments.school_controls import CONDITIONS
 from companion.experiments.school_convex import INTERCEPTS, REFERENCE
-from companion.linear import ASO, BayesianMTL, ClusteredMTL
-from companion.linear._base import LinearMTL
+from companion.linear import BayesianMTL
 from companion.tasks import Tasks
 
 BASELINES = ("single", "pooled")
@@ -44,18 +42,19 @@ RELATIONS = (
     *("mean-regularised", "task relationship", "Bayesian"),
     *("clustered", "Jacob", "hard clusters", "disjoint groups"),
 )
-# Not convex, and slow to search: in the setting of the strongest baseline only.
-PARTITIONS = ("hard clusters", "disjoint groups")
 AS_IT_IS = "as it is"
 CONTROLS = ("y permuted within tasks", "tasks unrelated")
 CONTROLLED = ("task mean", "single", "mean-regularised", "Bayesian", "clustered")
 GRIDS: dict[str, dict[str, list[float]]] = {
-    "mean-regularised": {"strength": falling(1e4, 10, 16), "ratio": falling(0.1, 1e-5, 5)},
+    "mean-regularised": {"strength": falling(1e4, 1, 21), "ratio": falling(0.1, 1e-5, 5)},
     "task relationship": {"strength": falling(100, 0.1, 16), "ridge": [0.0, 0.3, 1.0, 3.0, 10.0]},
     "Bayesian": {},
-    "clustered": {"strength": falling(1e4, 10, 16), "ratio": falling(0.03, 0.0003, 3), "n_clusters": [1, 3]},
+    "clustered": {
+        **{"strength": falling(1e5, 1, 26), "ratio": [0.999, 0.1, *falling(0.03, 0.0003, 3)]},
+        "n_clusters": [1, 2, 3],
+    },
     "Jacob": {
-        **{"strength": falling(1e4, 10, 16), "ratio": [0.1, 0.03], "mean_ratio": [0.1, 0.01]},
+        **{"strength": falling(1e4, 10, 16), "ratio": [0.3, 0.1, 0.03], "mean_ratio": [0.1, 0.01, 0.001, 1e-5]},
         "n_clusters": [2, 4],
     },
     "hard clusters": {"strength": falling(1e4, 10, 12), "ratio": falling(0.01, 1e-4, 3), "n_clusters": [1, 2]},
@@ -92,14 +91,14 @@ class SchoolRelations(Experiment):
             "scaling": "standardised by mean and standard deviation of the pooled training rows, constant kept",
             "intercept": "penalised: weight of the constant column, after y minus its training mean; free: unpenalised",
             "budget": (
-                "16 strengths, from strong to weak, for every combination of the further parameters; a search ends "
-                "early where the held-out error has not improved for `patience` strengths. "
+                "all strengths of a grid, from strong to weak, for every combination of the further parameters; a "
+                "search ends early where the held-out error has not improved for `patience` strengths. "
                 "No end of a grid is meant to be best, except for natural limits: ratio -> 0 of mean-regularised is a "
-                "free mean, ridge = 0 of the task relationship is feature learning, one cluster is one mean"
+                "free mean, and mean_ratio -> 0 of Jacob as well; ridge = 0 of the task relationship is feature "
+                "learning; one cluster is one mean; ratio -> 1 of clustered is separate ridge regression"
             ),
             "left_out": {
-                "ASO": "with k components it has the weights of clustered with k clusters; the units of clustered say "
-                "by how much the predictions of the two differ",
+                "ASO": "with k components it is clustered with k clusters",
                 "kernel ridge": "with the linear kernel it is mean-regularised; with another it takes a Gram matrix of "
                 "11472 x 11472 numbers and its Cholesky factor for every setting and fold",
             },
@@ -112,12 +111,7 @@ class SchoolRelations(Experiment):
         return {**full, "ridge_alphas": ALPHAS[3:19:5], "grids": small, "n_init": 2}
 
     def units(self, config: Mapping[str, Any]) -> list[Unit]:
-        full = [
-            (AS_IT_IS, intercept, m)
-            for intercept in INTERCEPTS
-            for m in (*BASELINES, *RELATIONS)
-            if intercept != "penalised" or m not in PARTITIONS
-        ]
+        full = [(AS_IT_IS, intercept, m) for intercept in INTERCEPTS for m in (*BASELINES, *RELATIONS)]
         controls = [(condition, "free per task", m) for condition in CONTROLS for m in CONTROLLED]
         keys = ("condition", "intercept", "method")
         return [
@@ -160,22 +154,11 @@ def _run(
     settings = {**common, **{name: config[name] for name in in_folds}}
     fitted = configured(choice.model, settings).fit(train)
     result = measure(test, fitted.predict(test))
-    found = {**choice.metrics, "gap": certificate(fitted, train), **_extras(fitted, train, test, settings, config)}
+    found = {**choice.metrics, "gap": certificate(fitted, train)}
+    if isinstance(fitted, BayesianMTL):
+        found |= interval(fitted, test, config["coverage"])
     labels = {"labels": getattr(fitted, LABELS[method]).tolist()} if method in LABELS else {}
     if labels:
         found["n_found"] = float(len(set(labels["labels"])))
     rounded = {name: round(float(value), 9) for name, value in found.items()}
     return {"metrics": {**result["metrics"], **rounded}, "per_task": {**result["per_task"], **labels}}
-
-
-def _extras(
-    fitted: LinearMTL, train: Tasks, test: Tasks, settings: Mapping[str, Any], config: Mapping[str, Any]
-) -> dict[str, float]:
-    """What belongs to one model: how well intervals cover; how far alternating structure optimisation is away."""
-    if isinstance(fitted, BayesianMTL):
-        return interval(fitted, test, config["coverage"])
-    if isinstance(fitted, ClusteredMTL):
-        twin = configured(ASO(fitted.n_clusters, fitted.rho1, fitted.rho2), settings).fit(train)
-        difference = stacked(fitted.predict(test)) - stacked(twin.predict(test))
-        return {"largest difference to ASO": float(np.abs(difference).max())}
-    return {}

@@ -24,16 +24,15 @@ from companion.experiments._relations import (
     thinned,
     validation,
 )
+from companion.experiments.school_convex import INTERCEPTS
 from companion.experiments.school_relations import (
     CONTROLLED,
     CONTROLS,
     GRIDS,
-    PARTITIONS,
     RELATIONS,
     _run,
 )
 from companion.linear import (
-    ASO,
     BayesianMTL,
     ClusteredMTL,
     ConvexFeatureLearning,
@@ -59,6 +58,7 @@ CPU = torch.device("cpu")
 LIMITS = {
     "mean-regularised": {"ratio": "last"},  # a mean without a penalty
     "task relationship": {"ridge": "first"},  # no ridge: feature learning
+    "Jacob": {"mean_ratio": "last"},  # the same
     "hard clusters": {"n_clusters": "first", "ratio": "last"},  # one mean; no penalty on it
     "disjoint groups": {"n_clusters": "first"},  # one group: feature learning
 }
@@ -322,24 +322,13 @@ def test_the_choice_is_fitted_and_measured(method, free, parts, config):
     assert ("coverage" in metrics) == (method == "Bayesian")
 
 
-def test_clustered_says_how_far_alternating_structure_optimisation_is_away(parts, config):
-    """Nothing but the accuracy of the two solvers, and that is measured: with another k they differ."""
-    found = _run("clustered", {**SMALL["clustered"], "n_clusters": [2]}, *parts, True, config, CPU)
-    assert 0 <= found["metrics"]["largest difference to ASO"] < 1e-3
-    settings = {**TIGHT, "fit_intercept": True}
-    weights = {name: found["metrics"][name] for name in (STRENGTH, "ratio")}
-    fitted = configured(BUILD["clustered"](**weights, n_clusters=2), settings).fit(parts[0])
-    twin = configured(ASO(1, fitted.rho1, fitted.rho2), settings).fit(parts[0])
-    assert np.abs(stacked(fitted.predict(parts[1])) - stacked(twin.predict(parts[1]))).max() > 1e-2
-
-
 def test_units_are_distinct_and_paired_over_splits():
     experiment = SchoolRelations()
     units = experiment.units(experiment.config(smoke=False))
     settings = [{k: v for k, v in unit.items() if k != "split"} for unit in units]
     assert len(units) == 10 * len({tuple(s.items()) for s in settings}) == len({tuple(u.items()) for u in units})
-    # Two intercepts for all methods but those that search partitions, and two controls.
-    assert len(units) == 10 * (2 * (2 + len(RELATIONS)) - len(PARTITIONS) + 2 * len(CONTROLLED))
+    # Two intercepts, and two controls.
+    assert len(units) == 10 * (2 * (2 + len(RELATIONS)) + 2 * len(CONTROLLED))
     assert GRIDS.keys() == set(RELATIONS)
 
 
@@ -394,11 +383,6 @@ def values(method, intercept="penalised", metric="rmse", condition="as it is"):
     return load_record("school-relations").values(metric, unit)
 
 
-def settings(method):
-    """The treatments of the intercept in which a method was run."""
-    return ["free per task"] if method in PARTITIONS else ["penalised", "free per task"]
-
-
 def test_the_record_was_computed_with_what_the_code_chooses_now():
     record = load_record("school-relations")
     assert record.config == plain(SchoolRelations().config(smoke=False), "config")
@@ -432,7 +416,7 @@ def test_controls_change_the_data_as_in_the_other_record(condition):
 @pytest.mark.parametrize("method", [m for m in RELATIONS if GRIDS[m] and m != "clustered"])
 def test_no_value_was_chosen_at_the_end_of_its_grid(method):
     """Except where the end is a limit that has a name of its own; of two or three values any may be best."""
-    for intercept, (name, grid) in itertools.product(settings(method), GRIDS[method].items()):
+    for intercept, (name, grid) in itertools.product(INTERCEPTS, GRIDS[method].items()):
         if len(grid) < 3:
             continue
         position = values(method, intercept, f"{name}: position")
@@ -444,7 +428,7 @@ def test_no_value_was_chosen_at_the_end_of_its_grid(method):
 def test_clustered_chose_what_its_directions_cost_inside_the_grid():
     """Strength and ratio end at their ends now and then, for along a valley only their product matters."""
     strengths, ratios = (GRIDS["clustered"][name] for name in (STRENGTH, "ratio"))
-    for intercept in settings("clustered"):
+    for intercept in INTERCEPTS:
         inside = values("clustered", intercept, STRENGTH) * values("clustered", intercept, "ratio")
         assert 10 * min(strengths) * min(ratios) < inside.min()
         assert inside.max() < max(strengths) * max(ratios) / 10
@@ -454,17 +438,12 @@ def test_clustered_chose_what_its_directions_cost_inside_the_grid():
 @pytest.mark.parametrize("method", RELATIONS)
 def test_every_fit_is_certified(method):
     tol = load_record("school-relations").config["tol"]
-    for intercept in settings(method):
+    for intercept in INTERCEPTS:
         assert np.abs(values(method, intercept, "gap")).max() <= tol
 
 
-def test_alternating_structure_optimisation_predicts_the_same():
-    for intercept in settings("clustered"):
-        assert values("clustered", intercept, "largest difference to ASO").max() < 1e-6
-
-
 def test_intervals_cover_about_what_they_should():
-    for intercept in settings("Bayesian"):
+    for intercept in INTERCEPTS:
         assert values("Bayesian", intercept, "coverage").mean() == pytest.approx(0.9, abs=0.02)
 
 
