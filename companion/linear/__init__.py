@@ -2,8 +2,8 @@
 
 Single tasks and pooling (``baselines``), shared features (``block_sparse``, ``dirty``), a shared subspace
 (``trace_norm``, ``feature_learning``), shared means and neighbours (``mean_graph``, ``kernel``), learned relations
-(``relationships``, ``bayesian``), clusters and groups (``clustered``, ``hard_clustered``, ``disjoint_groups``), and
-paths of norms (:func:`multi_task_path`).
+(``relationships``, ``bayesian``), clusters and groups (``clustered``, ``hard_clustered``, ``disjoint_groups``), groups
+that overlap (``go_mtl``), and paths of norms (:func:`multi_task_path`).
 
 All share one contract: ``fit(X, y, task=None, sample_weight=None)`` on the long form (one row per sample, any hashable
 task ids) or ``fit(tasks)``; ``predict(X, task=None)`` or ``predict(tasks)``; ``coef_ (T, d)``, ``intercept_ (T,)``,
@@ -17,6 +17,7 @@ from companion.linear.clustered import ASO, ClusteredMTL, ClusteredMTLClassifier
 from companion.linear.dirty import DirtyModel, DirtyModelClassifier
 from companion.linear.disjoint_groups import DisjointGroups
 from companion.linear.feature_learning import ConvexFeatureLearning
+from companion.linear.go_mtl import GOMTL, GOMTLClassifier
 from companion.linear.hard_clustered import HardClusteredMTL
 from companion.linear.kernel import MultiTaskKernelRidge, MultiTaskSVC
 from companion.linear.mean_graph import GraphRegularized, MeanRegularized, MeanRegularizedClassifier
@@ -27,6 +28,7 @@ from companion.linear.trace_norm import RobustMTL, TraceNorm, TraceNormClassifie
 
 __all__ = [
     "ASO",
+    "GOMTL",
     "BayesianMTL",
     "ClusterStability",
     "ClusteredMTL",
@@ -35,6 +37,7 @@ __all__ = [
     "DirtyModel",
     "DirtyModelClassifier",
     "DisjointGroups",
+    "GOMTLClassifier",
     "GraphRegularized",
     "HardClusteredMTL",
     "JacobClusteredMTL",

@@ -35,6 +35,8 @@ class Rows(Protocol):
 
     def columns(self, index: Tensor) -> Rows: ...
 
+    def mapped(self, L: Tensor) -> Rows: ...
+
     def gram(self, v: Tensor) -> Tensor: ...
 
     def squares(self, v: Tensor) -> Tensor: ...
@@ -100,6 +102,10 @@ class RaggedRows(_Layout):
         """The same rows with the features ``index`` only."""
         return RaggedRows(self.X[:, index], self.offsets, self.groups, self.n_groups)
 
+    def mapped(self, L: Tensor) -> RaggedRows:
+        """The same rows with the features ``X L`` for ``L (d, k)``."""
+        return RaggedRows(self.X @ L, self.offsets, self.groups, self.n_groups)
+
     def blocks(self, *values: Tensor) -> Iterator[Sequence[Tensor]]:
         """``(X_t, values_t, ...)`` task by task."""
         for a, b in self._bounds:
@@ -149,6 +155,10 @@ class SharedRows(_Layout):
         """The same rows with the features ``index`` only."""
         return SharedRows(self.X[:, index], self.n_tasks)
 
+    def mapped(self, L: Tensor) -> SharedRows:
+        """The same rows with the features ``X L`` for ``L (d, k)``."""
+        return SharedRows(self.X @ L, self.n_tasks)
+
     def blocks(self, *values: Tensor) -> Iterator[Sequence[Tensor]]:
         """``(X, values_t, ...)`` task by task."""
         for t in range(self.n_tasks):
@@ -195,6 +205,10 @@ class PaddedRows(_Layout):
     def columns(self, index: Tensor) -> PaddedRows:
         """The same rows with the features ``index`` only."""
         return PaddedRows(self.X[:, :, index])
+
+    def mapped(self, L: Tensor) -> PaddedRows:
+        """The same rows with the features ``X L`` for ``L (d, k)``."""
+        return PaddedRows(self.X @ L)
 
     def blocks(self, *values: Tensor) -> Iterator[Sequence[Tensor]]:
         """``(X_t, values_t, ...)`` task by task, padding included."""

@@ -8,6 +8,7 @@ region in which the quadratic model is trusted (Steihaug, 1983).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol, Self, TypeVar
 
 import torch
@@ -34,7 +35,9 @@ class LocalModel(Protocol):
 State = TypeVar("State", bound=LocalModel)
 
 
-def maximise(state: State, tol: float, max_iter: int, radius: float = 1.0) -> tuple[State, float, int]:
+def maximise(
+    state: State, tol: float, max_iter: int, radius: float = 1.0, done: Callable[[State], bool] | None = None
+) -> tuple[State, float, int]:
     r"""Climb until a Newton step is expected to gain at most ``tol``; the value never falls.
 
     The expected gain :math:`\tfrac12 g^\top H^{-1} g` is half the squared Newton decrement. For the logarithm of a
@@ -51,10 +54,12 @@ def maximise(state: State, tol: float, max_iter: int, radius: float = 1.0) -> tu
         Most steps tried.
     radius : float
         Length of the longest first step, in the coordinates of the state.
+    done : callable, optional
+        A better criterion, asked at every state that is reached.
 
     Returns
     -------
-    state, expected gain there (infinity where the curvature has no Newton step), steps tried
+    state, expected gain there (infinity where it is not known to have a Newton step), steps tried
     """
     gain_left = math.inf
     for n_iter in range(1, max_iter + 1):
@@ -73,6 +78,8 @@ def maximise(state: State, tol: float, max_iter: int, radius: float = 1.0) -> tu
         if ratio > 0:
             state = proposal
             gain_left = math.inf
+            if done is not None and done(state):
+                return state, gain_left, n_iter
     if math.isinf(gain_left):
         _, predicted, inside = newton_step(state, math.inf)
         gain_left = predicted if inside else math.inf
@@ -90,7 +97,7 @@ def newton_step(state: LocalModel, radius: float) -> tuple[Tensor, float, bool]:
     x, direction, Hx = torch.zeros_like(r), r, torch.zeros_like(r)
     squared = float(r @ r)
     enough = squared * min(0.1, squared**0.25) ** 2  # ever more accurate, which makes the steps converge faster
-    for _ in range(len(r)):
+    for _ in range(5 * len(r)):  # in exact arithmetic len(r) would do
         if squared <= enough or squared == 0:
             break
         Hd = state.curvature(direction)

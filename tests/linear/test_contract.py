@@ -47,6 +47,8 @@ WEIGHT = {
     "ClusteredMTL": ("rho2", {}),
     "ClusteredMTLClassifier": ("rho2", {}),
     "JacobClusteredMTL": ("mean", {"between": 100.0, "within": 100.0}),
+    "GOMTL": ("mu", {}),
+    "GOMTLClassifier": ("mu", {}),
     "HardClusteredMTL": ("rho2", {}),
     "BayesianMTL": ("prior_tasks", {}),
     "MultiTaskLassoCV": ("alphas", {}),

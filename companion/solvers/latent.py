@@ -1,0 +1,348 @@
+r"""Factors of the weights with sparse codes: :math:`W = L S`, stationary to a certificate.
+
+.. math:: F(L S) + \mu \lVert S \rVert_1 + \lambda \lVert L \rVert_F^2
+
+F is the data term of all tasks. The function is convex in the codes S ``(K, T)`` and convex in the latent tasks L ``(d,
+K)``, not in both. For fixed L every task has a lasso of its own; for fixed S there is one ridge problem in L. Steps in
+turn never raise the objective, but along a valley in which S makes up for what L does they become tiny.
+:class:`CodesEliminated` is the function of L alone in which S is at its best. Newton's method on it sees the valley.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from companion.penalties._base import NormPenalty
+from companion.solvers.convex import minimise
+from companion.solvers.problem import Point, Problem
+from companion.solvers.rows import SharedRows
+from companion.solvers.trust_region import maximise
+
+_MOST_FEATURES = 2000  # for a preconditioner with a matrix of second moments
+
+
+class SparsePenalty(NormPenalty, Protocol):
+    r"""The penalty :math:`\mu \lVert S \rVert_1` of the codes."""
+
+    alpha: float
+
+
+class Factors(NamedTuple):
+    """Latent tasks and codes: the weights are ``L @ S``."""
+
+    L: Tensor  # (d, K)
+    S: Tensor  # (K, T)
+
+
+class Stationarity(NamedTuple):
+    """How far the conditions of a stationary point are from being met; zero where they are.
+
+    Attributes
+    ----------
+    codes : float
+        Largest violation of the optimality conditions of S, in units of mu.
+    latent : float
+        Norm of the gradient in L, relative to the norms of its two parts.
+    balance : float
+        Largest difference between ``2 lam ||l_k||^2`` and ``mu ||S_k||_1``, relative to the largest of them. It
+        vanishes with the other two.
+    """
+
+    codes: float
+    latent: float
+    balance: float
+
+
+@dataclass(frozen=True)
+class LatentProblem:
+    r"""The data term of all tasks with the penalties of the factors.
+
+    Parameters
+    ----------
+    problem : Problem
+        Without a ridge of its own.
+    sparse : penalty
+        :math:`\mu \lVert S \rVert_1`; its ``alpha`` is mu > 0.
+    lam : float
+        > 0.
+    """
+
+    problem: Problem
+    sparse: SparsePenalty
+    lam: float
+
+    @property
+    def mu(self) -> float:
+        """Weight of the codes."""
+        return self.sparse.alpha
+
+    @cached_property
+    def scale(self) -> float:
+        """Objective of the intercept-only model; 1 where that is perfect."""
+        null = self.problem.null_objective
+        return null if null > 0 else 1.0
+
+    def penalty(self, at: Factors) -> float:
+        """Both penalties."""
+        return float(self.sparse.value(at.S)) + self.lam * float((at.L**2).sum())
+
+    def value(self, at: Factors) -> float:
+        """The objective."""
+        return self.problem.at(at.L @ at.S).value + self.penalty(at)
+
+    def coded(self, L: Tensor) -> Problem:
+        """The data term as a function of the codes: rows ``X L`` in place of X."""
+        base = self.problem
+        return Problem(base.rows.mapped(L), base.y, base.v, base.loss, 0.0, base.free)
+
+    def codes(self, at: Factors, tol: float, max_iter: int) -> Factors:
+        """The best codes for these latent tasks, one lasso per task, all in one call and from where they are.
+
+        ``tol`` is the violation of the optimality conditions that is allowed, in units of mu.
+        """
+        coded = self.coded(at.L)
+        curvature = float(coded.rows.squares(self.problem.loss.max_curvature * coded.v).max())
+        # Were one code to violate its condition by delta, mending it would gain delta^2 / (2 curvature) or more.
+        gap = (tol * self.mu) ** 2 / (4 * curvature) if curvature > 0 else 1.0
+        relative = min(max(gap / self.scale, 1e-15), 1e-3)
+        start = coded.at(at.S)
+        return at._replace(S=minimise(coded, self.sparse, relative, max_iter, start).point.W)
+
+    def latent(self, at: Factors, tol: float, max_iter: int) -> Factors:
+        """The best latent tasks for these codes, to an expected gain of ``tol`` times the null objective."""
+        found, _, _ = maximise(_CodesFixed.at(self, at, _metric(self)), tol, max_iter, radius=torch.inf)
+        return found.factors
+
+    def balanced(self, at: Factors) -> Factors:
+        r"""The best scale of every latent task, :math:`(c\, l_k, S_k / c)`: the weights stay, both penalties agree.
+
+        The minimum over c has :math:`2 \lambda c^2 \lVert l_k \rVert^2 = \mu \lVert S_k \rVert_1 / c`. A latent task
+        that no task uses, or that is zero, becomes zero with its codes.
+        """
+        squares, lengths = (at.L**2).sum(0), at.S.abs().sum(1)
+        used = (squares > 0) & (lengths > 0)
+        ratio = self.mu * lengths / (2 * self.lam * torch.where(used, squares, 1.0))
+        c = torch.where(used, ratio, 1.0) ** (1 / 3)
+        return Factors(torch.where(used, at.L * c, 0.0), torch.where(used[:, None], at.S / c[:, None], 0.0))
+
+    def stationarity(self, at: Factors) -> Stationarity:
+        """Certificates at these factors."""
+        C = self.problem.descent(self.problem.at(at.L @ at.S))  # (d, T)
+        pull, active = at.L.T @ C, at.S != 0  # (K, T)
+        violation = torch.where(active, (pull - self.mu * at.S.sign()).abs(), (pull.abs() - self.mu).clamp(min=0.0))
+        loss_part, ridge_part = C @ at.S.T, 2 * self.lam * at.L
+        size = float(loss_part.norm() + ridge_part.norm())
+        shares = torch.stack([2 * self.lam * (at.L**2).sum(0), self.mu * at.S.abs().sum(1)])  # (2, K)
+        largest = float(shares.max())
+        return Stationarity(
+            float(violation.max()) / self.mu,
+            float((loss_part - ridge_part).norm()) / size if size > 0 else 0.0,
+            float((shares[0] - shares[1]).abs().max()) / largest if largest > 0 else 0.0,
+        )
+
+
+def newton(
+    latent: LatentProblem,
+    start: Factors,
+    tol: float,
+    max_iter: int,
+    watch: Callable[[Factors], None] | None = None,
+) -> tuple[Factors, int]:
+    """Factors near ``start`` that are stationary to ``tol``, by Newton's method in a trust region on L alone.
+
+    Parameters
+    ----------
+    start : Factors
+        Its codes are only where to begin.
+    tol : float
+        Bound on each of :class:`Stationarity`.
+    max_iter : int
+        Most steps.
+    watch : callable, optional
+        Shown the factors after every step that was taken.
+
+    Returns
+    -------
+    factors, steps tried
+    """
+
+    def done(state: CodesEliminated) -> bool:
+        if watch is not None:
+            watch(state.factors)
+        return max(latent.stationarity(state.factors)) <= tol
+
+    state = CodesEliminated.of(latent, start, _metric(latent), tol)
+    if max(latent.stationarity(state.factors)) <= tol:
+        return state.factors, 0
+    state, _, n_iter = maximise(state, 0.0, max_iter, radius=1.0, done=done)
+    return state.factors, n_iter
+
+
+class _Metric(NamedTuple):
+    """Mean second moments of the rows over tasks, as ``Q diag(values) Q'``; Q is None for the diagonal alone."""
+
+    values: Tensor  # (d,)
+    Q: Tensor | None  # (d, d)
+
+
+def _metric(latent: LatentProblem) -> _Metric:
+    problem = latent.problem
+    v = problem.loss.max_curvature * problem.v
+    if problem.n_features > _MOST_FEATURES:
+        return _Metric(problem.rows.squares(v).mean(1), None)
+    if isinstance(problem.rows, SharedRows):
+        moments = problem.rows.X.T @ (v.sum(1)[:, None] * problem.rows.X)
+    else:
+        moments = problem.y.new_zeros(problem.n_features, problem.n_features)
+        for X, weight in problem.rows.blocks(v):
+            moments += X.T @ (weight[:, None] * X)
+    values, Q = torch.linalg.eigh(moments / problem.n_tasks)
+    return _Metric(values.clamp(min=0.0), Q)
+
+
+@dataclass(frozen=True)
+class _Coordinates:
+    r"""Coordinates x of changes of L in which the Hessian resembles the identity.
+
+    :math:`\sum_t s_t s_t^\top \otimes X_t^\top V_t X_t` is about the product of two sums, and a product of matrices
+    with eigenvectors Q and R is diagonal in them.
+    """
+
+    metric: _Metric
+    R: Tensor  # (K, K)
+    root: Tensor  # (d, K) square roots of the approximate Hessian's eigenvalues, over the scale
+
+    @classmethod
+    def of(cls, latent: LatentProblem, metric: _Metric, S: Tensor) -> _Coordinates:
+        values, R = torch.linalg.eigh(S @ S.T)
+        hessian = metric.values[:, None] * values.clamp(min=0.0) + 2 * latent.lam
+        return cls(metric, R, (hessian / latent.scale).sqrt())
+
+    def change(self, x: Tensor) -> Tensor:
+        """(d, K) change of L at ``x (d K,)``."""
+        V = x.view(self.root.shape) / self.root
+        return (V if self.metric.Q is None else self.metric.Q @ V) @ self.R.T
+
+    def pull(self, G: Tensor) -> Tensor:
+        """(d K,) derivatives in x, from those in L."""
+        G = (G if self.metric.Q is None else self.metric.Q.T @ G) @ self.R
+        return (G / self.root).flatten()
+
+
+@dataclass(frozen=True)
+class _CodesFixed:
+    """The objective as a function of L, negative and over its scale, for codes that stay."""
+
+    latent: LatentProblem
+    factors: Factors
+    coordinates: _Coordinates
+    point: Point
+
+    @classmethod
+    def at(cls, latent: LatentProblem, factors: Factors, metric: _Metric) -> Self:
+        point = latent.problem.with_descent(latent.problem.at(factors.L @ factors.S))
+        return cls(latent, factors, _Coordinates.of(latent, metric, factors.S), point)
+
+    @cached_property
+    def value(self) -> float:
+        return -(self.point.value + self.latent.penalty(self.factors)) / self.latent.scale
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        L, S = self.factors
+        C = self.latent.problem.descent(self.point)
+        return self.coordinates.pull(C @ S.T - 2 * self.latent.lam * L) / self.latent.scale
+
+    @cached_property
+    def bend(self) -> Tensor:
+        """Second derivative of the loss in every margin, with the weight of the row."""
+        problem = self.latent.problem
+        return problem.loss.curvature(problem.y, self.point.margin, problem.v)
+
+    @cached_property
+    def _total(self) -> Tensor:
+        """Sums of these over the rows that share an intercept."""
+        return self.latent.problem.rows.sums(self.bend).clamp(min=1e-300)
+
+    def bent(self, m: Tensor) -> Tensor:
+        """Change of the loss's derivative in the margins where these change by m, and the intercepts with them."""
+        q = self.bend * m
+        if self.latent.problem.free:
+            rows = self.latent.problem.rows
+            q = q - self.bend * rows.spread(rows.sums(q) / self._total)
+        return q
+
+    def curvature(self, x: Tensor) -> Tensor:
+        V, S = self.coordinates.change(x), self.factors.S
+        rows = self.latent.problem.rows
+        HV = rows.transpose_times(self.bent(rows.times(V @ S))) @ S.T + 2 * self.latent.lam * V
+        return self.coordinates.pull(HV) / self.latent.scale
+
+    def moved(self, x: Tensor) -> Self:
+        factors = self.factors._replace(L=self.factors.L + self.coordinates.change(x))
+        return type(self).at(self.latent, factors, self.coordinates.metric)
+
+
+@dataclass(frozen=True)
+class CodesEliminated(_CodesFixed):
+    r"""The same with codes that are at their best for every L: their lassos are solved at every point.
+
+    Where L changes by V, the codes in use follow by :math:`-H_t^{-1} (L^\top G_t V s_t - V^\top c_t)` with
+    :math:`H_t = L^\top G_t L` over the codes in use, G_t the task's second derivatives and c_t its negative gradient.
+    """
+
+    tol: float
+
+    @classmethod
+    def of(cls, latent: LatentProblem, factors: Factors, metric: _Metric, tol: float) -> Self:
+        """At ``factors.L``; the search for codes starts at ``factors.S``."""
+        best = latent.codes(factors, tol / 3, 10_000)
+        point = latent.problem.with_descent(latent.problem.at(best.L @ best.S))
+        return cls(latent, best, _Coordinates.of(latent, metric, best.S), point, tol)
+
+    @cached_property
+    def _coded(self) -> Problem:
+        return self.latent.coded(self.factors.L)
+
+    @cached_property
+    def _solve_codes(self) -> Callable[[Tensor], Tensor]:
+        """From derivatives (K, T) to the changes of the codes in use that undo them."""
+        H = second_moments(self._coded, self.bend)  # (T, K, K)
+        if self.latent.problem.free:
+            u = self._coded.rows.transpose_times(self.bend).T  # (T, K)
+            H = H - u[:, :, None] * u[:, None, :] / self._total[:, None, None]
+        used = (self.factors.S != 0).T  # (T, K)
+        both = used[:, :, None] & used[:, None, :]
+        diagonal = torch.diagonal(H, dim1=1, dim2=2)
+        ridge = torch.where(used, 1e-13 * diagonal.amax(1, keepdim=True), 1.0)
+        factor = torch.linalg.cholesky_ex(torch.where(both, H, 0.0) + torch.diag_embed(ridge))[0]
+        return lambda r: torch.where(used, torch.cholesky_solve((used * r.T)[:, :, None], factor)[:, :, 0], 0.0).T
+
+    def curvature(self, x: Tensor) -> Tensor:
+        V, (_, S) = self.coordinates.change(x), self.factors
+        rows, coded = self.latent.problem.rows, self._coded.rows
+        C = self.latent.problem.descent(self.point)
+        m = rows.times(V @ S)
+        follow = -self._solve_codes(coded.transpose_times(self.bent(m)) - V.T @ C)
+        q = self.bent(m + coded.times(follow))
+        HV = rows.transpose_times(q) @ S.T - C @ follow.T + 2 * self.latent.lam * V
+        return self.coordinates.pull(HV) / self.latent.scale
+
+    def moved(self, x: Tensor) -> Self:
+        factors = self.factors._replace(L=self.factors.L + self.coordinates.change(x))
+        return type(self).of(self.latent, factors, self.coordinates.metric, self.tol)
+
+
+def second_moments(problem: Problem, h: Tensor) -> Tensor:
+    """(T, K, K) moments ``X_t' H_t X_t`` of few columns, with row weights that may differ by task."""
+    if isinstance(problem.rows, SharedRows):
+        X = problem.rows.X
+        products = (X[:, :, None] * X[:, None, :]).flatten(1)  # (n, K K)
+        return (products.T @ h).T.reshape(problem.n_tasks, X.shape[1], X.shape[1])
+    return problem.rows.gram(h)
