@@ -13,7 +13,6 @@ from companion import Tasks
 from companion.datasets import make_disjoint_groups, make_overlapping_groups
 from companion.linear import GOMTL, GOMTLClassifier, SingleTask
 from companion.linear.go_mtl import alternate_factors, starting_factors
-from companion.metrics import rmse
 from companion.penalties import L1
 from companion.solvers.latent import Factors, LatentProblem
 from tests.oracles import convex
@@ -110,14 +109,13 @@ def test_sweeps_without_rescaling_creep():
     latent = LatentProblem(problem, L1(0.05), 0.1)
     W = torch.from_numpy(SingleTask(0.2, fit_intercept=False).fit(data.train).coef_.T.copy())
     start = starting_factors(W, 3)
-    balance, ends = [], []
+    balance = []
     for rescale in (True, False):
         history = alternate_factors(latent, start, 30, 1e-5, rescale, stop=lambda at: False)
         assert history.n_iter == 30 and len(history.objective) == 1 + 30 * (2 + rescale)
         assert (np.diff(history.objective) <= 1e-9 * history.objective[0]).all()
         balance.append(latent.stationarity(history.state).balance)
-        ends.append(history.objective[-1])
-    assert balance[0] < 0.003 < 0.05 < balance[1] and ends[0] < ends[1]
+    assert balance[0] < 0.003 < 0.05 < balance[1]
 
 
 def test_more_starts_are_never_worse_and_some_are_better():
