@@ -27,7 +27,7 @@ class Dataset(ShapesInRepr):
 
     Attributes
     ----------
-    X : (n, d) float64 array
+    X : (n, d) float64 array, float32 for many images
         One row per sample.
     feature_names : tuple of d str
         One name per column of X.
@@ -37,7 +37,7 @@ class Dataset(ShapesInRepr):
         Published splits as 0-based rows of X; empty where none is published.
     """
 
-    X: NDArray[np.float64]
+    X: NDArray[np.floating]
     feature_names: tuple[str, ...]
     sha256: Mapping[str, str]
     splits: tuple[Split, ...] = field(default=())

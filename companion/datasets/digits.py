@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +16,13 @@ from companion.tasks import Tasks
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Digits(Dataset):
-    """Digits as ten binary tasks; see :func:`load_digits_tasks`.
+    """Digits as ten binary tasks; see :func:`load_digits_tasks`, and :func:`load_mnist` and :func:`load_usps`.
 
     Attributes
     ----------
-    Y : (1797, 10) float64 array
+    Y : (n, 10) float64 array
         ``Y[i, t]`` is 1 if image i shows the digit t, else 0.
-    digit : (1797,) int64 array
+    digit : (n,) int64 array
         The digit 0..9 of each image: ``Y`` with one number per row.
     image_shape : (int, int)
         ``X[i].reshape(image_shape)`` is the picture.
@@ -33,8 +34,30 @@ class Digits(Dataset):
 
     @property
     def tasks(self) -> Tasks:
-        """Ten tasks, ids 0..9, on the 1797 common inputs."""
+        """Ten tasks, ids 0..9, on the common inputs."""
         return Tasks.shared(self.X, self.Y, ids=range(10))
+
+    @classmethod
+    def from_images(
+        cls,
+        X: NDArray[np.floating],
+        digit: NDArray[np.int64],
+        image_shape: tuple[int, int],
+        sha256: Mapping[str, str],
+        n_train: int | None = None,
+    ) -> Digits:
+        """From pixels ``(n, d)`` and digits ``(n,)``; the first ``n_train`` rows are the published training part."""
+        rows = np.arange(len(X), dtype=np.int64)
+        height, width = image_shape
+        return cls(
+            X=X,
+            Y=(digit[:, None] == np.arange(10)).astype(np.float64),
+            digit=digit,
+            image_shape=image_shape,
+            feature_names=tuple(f"pixel_{row}_{column}" for row in range(height) for column in range(width)),
+            sha256=sha256,
+            splits=() if n_train is None else ((rows[:n_train], rows[n_train:]),),
+        )
 
 
 def load_digits_tasks() -> Digits:
@@ -72,11 +95,9 @@ def load_digits_tasks() -> Digits:
     X, digit = load_digits(return_X_y=True)
     digit = digit.astype(np.int64)
     pixels_and_digits = X.astype(np.uint8).tobytes() + digit.astype(np.uint8).tobytes()
-    return Digits(
+    return Digits.from_images(
         X=np.ascontiguousarray(X),  # comes as a view of a wider table
-        Y=(digit[:, None] == np.arange(10)).astype(np.float64),
         digit=digit,
         image_shape=(8, 8),
-        feature_names=tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8)),
         sha256={"scikit-learn digits": hashlib.sha256(pixels_and_digits).hexdigest()},
     )

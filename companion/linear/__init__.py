@@ -3,7 +3,8 @@
 Single tasks and pooling (``baselines``), shared features (``block_sparse``, ``dirty``), a shared subspace
 (``trace_norm``, ``feature_learning``), shared means and neighbours (``mean_graph``, ``kernel``), learned relations
 (``relationships``, ``bayesian``), clusters and groups (``clustered``, ``hard_clustered``, ``disjoint_groups``), groups
-that overlap (``go_mtl``), and paths of norms (:func:`multi_task_path`).
+that overlap (``go_mtl``, ``go_mtl_cv``, ``ella`` for streams of tasks), and paths of norms
+(:func:`multi_task_path`).
 
 All share one contract: ``fit(X, y, task=None, sample_weight=None)`` on the long form (one row per sample, any hashable
 task ids) or ``fit(tasks)``; ``predict(X, task=None)`` or ``predict(tasks)``; ``coef_ (T, d)``, ``intercept_ (T,)``,
@@ -16,8 +17,10 @@ from companion.linear.block_sparse import MultiTaskLasso, MultiTaskLassoClassifi
 from companion.linear.clustered import ASO, ClusteredMTL, ClusteredMTLClassifier, JacobClusteredMTL
 from companion.linear.dirty import DirtyModel, DirtyModelClassifier
 from companion.linear.disjoint_groups import DisjointGroups
+from companion.linear.ella import ELLA
 from companion.linear.feature_learning import ConvexFeatureLearning
 from companion.linear.go_mtl import GOMTL, GOMTLClassifier
+from companion.linear.go_mtl_cv import GOMTLCV, GOMTLClassifierCV
 from companion.linear.hard_clustered import HardClusteredMTL
 from companion.linear.kernel import MultiTaskKernelRidge, MultiTaskSVC
 from companion.linear.mean_graph import GraphRegularized, MeanRegularized, MeanRegularizedClassifier
@@ -28,7 +31,9 @@ from companion.linear.trace_norm import RobustMTL, TraceNorm, TraceNormClassifie
 
 __all__ = [
     "ASO",
+    "ELLA",
     "GOMTL",
+    "GOMTLCV",
     "BayesianMTL",
     "ClusterStability",
     "ClusteredMTL",
@@ -38,6 +43,7 @@ __all__ = [
     "DirtyModelClassifier",
     "DisjointGroups",
     "GOMTLClassifier",
+    "GOMTLClassifierCV",
     "GraphRegularized",
     "HardClusteredMTL",
     "JacobClusteredMTL",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
 from companion._checks import check_design, some_ids, task_values
+from companion.losses import Loss
 from companion.solvers.result import Result
 from companion.tasks import Tasks
 
@@ -39,6 +40,7 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
     fit_intercept: bool
     device: Any
     cv: Any  # models that search by cross-validation
+    loss: Loss
     random_state: int
 
     @abstractmethod
@@ -139,6 +141,35 @@ class LinearMTL(BaseEstimator, metaclass=ABCMeta):
             y[tasks.rows] = tasks.long_targets()
         for train, test in check_cv(self.cv).split(np.zeros((tasks.n_rows, 1)), y):
             yield tasks.part(train, test)
+
+    def _held_out_loss(
+        self, tasks: Tasks, candidates: Callable[[Tasks], Iterable[tuple[Tensor, Tensor]]], n_candidates: int
+    ) -> np.ndarray:
+        """(T, A) loss of the rows held out, summed over the folds, with the weights of the objective.
+
+        ``candidates`` makes weights ``(d, T)`` and intercepts ``(T,)`` from training tasks, one pair for each of A
+        settings. A task that cannot be trained on in a fold is left out of it; the rest still fit their penalty.
+        """
+        loss, scored = np.zeros((tasks.n_tasks, n_candidates)), False
+        for train, held_out in self._folds(tasks):
+            fit = np.flatnonzero(self._can_fit(train))
+            if len(fit) == 0:
+                continue
+            for a, (W, b) in enumerate(candidates(train.subset(fit))):
+                for k, t in enumerate(fit.tolist()):
+                    loss[t, a] += self._loss_of(tasks, t, held_out[t], W[:, k], b[k])
+            scored |= any(bool(held_out[t].any()) for t in fit.tolist())
+        if not scored:
+            raise ValueError(
+                "no fold could be scored: some task needs rows to hold out (one sample leaves none) and, for a "
+                "classifier with free intercepts, both classes among the rest"
+            )
+        return loss
+
+    def _loss_of(self, tasks: Tasks, t: int, held_out: np.ndarray, w: Tensor, b: Tensor) -> float:
+        X, y = tasks.tensors(t)
+        out = torch.from_numpy(held_out).to(y.device)
+        return float(self.loss.value(y[out], X[out] @ w + b, self._row_weights(tasks, t)[out]).sum())
 
     # --- out -------------------------------------------------------------------------------------------------------
 

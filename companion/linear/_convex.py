@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -102,42 +103,20 @@ class PathSearch(ConvexModel):
             self.alphas_ = alpha_grid(problem.alpha_max(unit), self.n_alphas, self.alpha_ratio)
         else:
             self.alphas_ = check_alphas(self.alphas)
-        self.cv_loss_ = self._held_out_loss(tasks, unit)
+        self.cv_loss_ = self._held_out_loss(tasks, self._solutions, len(self.alphas_))
         self.alpha_ = float(self.alphas_[self.cv_loss_.sum(0).argmin()])
         return super()._solve(tasks)
 
-    def _held_out_loss(self, tasks: Tasks, unit: Penalty) -> np.ndarray:
-        """(T, A) loss of the rows held out, summed over the folds, with the weights of the objective.
-
-        A task that cannot be trained on in a fold is left out of it; the rest still fit their penalty.
-        """
-        loss, scored = np.zeros((tasks.n_tasks, len(self.alphas_))), False
-        for train, held_out in self._folds(tasks):
-            fit = np.flatnonzero(self._can_fit(train))
-            if len(fit) == 0:
-                continue
-            problem = self._problem(train.subset(fit))
-            for a, solution in enumerate(solve_path(problem, unit, self.alphas_.tolist(), self.tol, self.max_iter)):
-                W, b = solution.point.W, problem.original_intercepts(solution.point)
-                for k, t in enumerate(fit.tolist()):
-                    loss[t, a] += self._loss_of(tasks, t, held_out[t], W[:, k], b[k])
-            scored |= any(bool(held_out[t].any()) for t in fit.tolist())
-        if not scored:
-            raise ValueError(
-                "no fold could be scored: some task needs rows to hold out (one sample leaves none) and, for a "
-                "classifier with free intercepts, both classes among the rest"
-            )
-        return loss
-
-    def _loss_of(self, tasks: Tasks, t: int, held_out: np.ndarray, w: Tensor, b: Tensor) -> float:
-        X, y = tasks.tensors(t)
-        out = torch.from_numpy(held_out).to(y.device)
-        return float(self.loss.value(y[out], X[out] @ w + b, self._row_weights(tasks, t)[out]).sum())
+    def _solutions(self, train: Tasks) -> Iterator[tuple[Tensor, Tensor]]:
+        """Weights (d, T) and intercepts (T,) for every alpha."""
+        problem = self._problem(train)
+        for solution in solve_path(problem, self._unit_penalty(), self.alphas_.tolist(), self.tol, self.max_iter):
+            yield solution.point.W, problem.original_intercepts(solution.point)
 
 
-def check_alphas(alphas: Any) -> np.ndarray:
+def check_alphas(alphas: Any, name: str = "alphas") -> np.ndarray:
     """(A,) penalties in falling order, so that each solution starts the next."""
     grid = np.atleast_1d(np.asarray(alphas, dtype=float))
     if grid.ndim != 1 or len(grid) == 0 or not (np.isfinite(grid).all() and (grid > 0).all()):
-        raise ValueError(f"alphas must be a 1-D sequence of finite numbers > 0; got {alphas!r}")
+        raise ValueError(f"{name} must be a 1-D sequence of finite numbers > 0; got {alphas!r}")
     return -np.unique(-grid)

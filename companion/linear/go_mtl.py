@@ -33,6 +33,11 @@ _ROUGH = 1e-2  # accuracy of the half-steps as long as Newton's method is still 
 _SWEEPS = 10  # before it
 
 
+def separate_weights(problem: Problem, lam: float) -> Tensor:
+    r"""(d, T) weights of separate models with the penalty :math:`\lambda \lVert w_t \rVert^2`, roughly."""
+    return minimise(problem, MeanDeviation(2 * lam, 0.0), 1e-4, 1000).point.W
+
+
 def starting_factors(W: Tensor, n_latent: int, rng: np.random.Generator | None = None) -> Factors:
     r"""Factors of single-task weights ``W (d, T)``: the K leading singular directions, and what codes they imply.
 
@@ -158,17 +163,22 @@ class _GOMTLBase(LinearMTL):
     def _problem(self, tasks: Tasks) -> Problem:
         return Problem.from_tasks(tasks, self.loss, self.reduction, self.fit_intercept)
 
-    def _solve(self, tasks: Tasks) -> Result:
-        latent = LatentProblem(self._problem(tasks), L1(float(self.mu)), float(self.lam))
-        with threads_for(latent.problem.rows.X):
-            alone = minimise(latent.problem, MeanDeviation(2 * latent.lam, 0.0), 1e-4, self.max_iter).point.W
-            return self._result(latent, self._best_of_starts(latent, alone))
+    def _settings(self) -> tuple[int, float]:
+        """K and mu to fit with."""
+        return self.n_latent, float(self.mu)
 
-    def _best_of_starts(self, latent: LatentProblem, alone: Tensor) -> Fit:
+    def _solve(self, tasks: Tasks) -> Result:
+        n_latent, mu = self._settings()
+        latent = LatentProblem(self._problem(tasks), L1(mu), float(self.lam))
+        with threads_for(latent.problem.rows.X):
+            alone = separate_weights(latent.problem, latent.lam)
+            return self._result(latent, self._best_of_starts(latent, alone, n_latent))
+
+    def _best_of_starts(self, latent: LatentProblem, alone: Tensor, n_latent: int) -> Fit:
         best: Fit | None = None
         for number in range(self.n_init):
             rng = np.random.default_rng([self.random_state, number]) if number else None
-            fit = fit_factors(latent, starting_factors(alone, self.n_latent, rng), self.tol, self.max_iter)
+            fit = fit_factors(latent, starting_factors(alone, n_latent, rng), self.tol, self.max_iter)
             if best is None or fit.value < best.value:
                 best = fit
         assert best is not None  # n_init >= 1
@@ -216,7 +226,7 @@ class _GOMTLBase(LinearMTL):
         tasks = Tasks.from_long(X, self._new_targets(y, rows.shape[0]), None, sample_weight)
         problem = self._problem(tasks.to(device=self.device, dtype=torch.float64))
         L = torch.as_tensor(self.latent_).to(problem.rows.X)
-        latent = LatentProblem(problem, L1(float(self.mu)), float(self.lam))
+        latent = LatentProblem(problem, L1(self._settings()[1]), float(self.lam))
         with threads_for(problem.rows.X):
             at = latent.codes(Factors(L, L.new_zeros(L.shape[1], 1)), self.tol, 10_000)
         b = problem.original_intercepts(problem.at(at.L @ at.S))

@@ -133,18 +133,23 @@ class LatentProblem:
 
     def stationarity(self, at: Factors) -> Stationarity:
         """Certificates at these factors."""
-        C = self.problem.descent(self.problem.at(at.L @ at.S))  # (d, T)
-        pull, active = at.L.T @ C, at.S != 0  # (K, T)
-        violation = torch.where(active, (pull - self.mu * at.S.sign()).abs(), (pull.abs() - self.mu).clamp(min=0.0))
-        loss_part, ridge_part = C @ at.S.T, 2 * self.lam * at.L
-        size = float(loss_part.norm() + ridge_part.norm())
-        shares = torch.stack([2 * self.lam * (at.L**2).sum(0), self.mu * at.S.abs().sum(1)])  # (2, K)
-        largest = float(shares.max())
-        return Stationarity(
-            float(violation.max()) / self.mu,
-            float((loss_part - ridge_part).norm()) / size if size > 0 else 0.0,
-            float((shares[0] - shares[1]).abs().max()) / largest if largest > 0 else 0.0,
-        )
+        C = self.problem.descent(self.problem.at(at.L @ at.S))
+        return stationarity(C, at, self.mu, self.lam)
+
+
+def stationarity(C: Tensor, at: Factors, mu: float, lam: float) -> Stationarity:
+    """Certificates at factors where the negative gradient of the data term in the weights is ``C (d, T)``."""
+    pull, active = at.L.T @ C, at.S != 0  # (K, T)
+    violation = torch.where(active, (pull - mu * at.S.sign()).abs(), (pull.abs() - mu).clamp(min=0.0))
+    loss_part, ridge_part = C @ at.S.T, 2 * lam * at.L
+    size = float(loss_part.norm() + ridge_part.norm())
+    shares = torch.stack([2 * lam * (at.L**2).sum(0), mu * at.S.abs().sum(1)])  # (2, K)
+    largest = float(shares.max())
+    return Stationarity(
+        float(violation.max()) / mu,
+        float((loss_part - ridge_part).norm()) / size if size > 0 else 0.0,
+        float((shares[0] - shares[1]).abs().max()) / largest if largest > 0 else 0.0,
+    )
 
 
 def newton(
