@@ -132,6 +132,7 @@ def test_moves_only_lower_the_objective():
     none, few, every = fit(0), fit(3), fit(None)
     assert none.objective_ >= few.objective_ - 1e-9 and none.objective_ > every.objective_
     assert "gain of a move" not in none.certificate_ and none.moves_tried_ == (0, 16)
+    assert "gain of a move" in few.certificate_
     assert few.moves_tried_ == (3, 16) and every.moves_tried_ == (16, 16)
     assert DisjointGroups().n_candidates == 300
 
@@ -224,6 +225,11 @@ def test_stopping_early_says_what_failed():
     message = str(caught[0].message)
     assert "stopped after 3 iterations (max_iter=3) at a" in message and f"gap in the groups of {gap:.1e}" in message
     assert (f"gain of a move of {gain:.1e}" in message) == (gain > 1e-7)
+    with pytest.warns(ConvergenceWarning):  # in another unit of the targets, where the null objective is small
+        small = DisjointGroups(2, 0.001, n_init=1, max_iter=3, tol=1e-7).fit(
+            *long_form([(X, 1e-3 * y, s) for X, y, s in blocks])
+        )
+    assert small.certificate_ == pytest.approx(model.certificate_, rel=1e-6)
     done = DisjointGroups(2, 0.001, n_init=1, tol=1e-7).fit(*long_form(blocks))
     null = convex.null_objective(blocks, "squared")
     if (done.groups_ == model.groups_).all():  # the gap was a bound
@@ -235,6 +241,12 @@ def test_the_first_start_can_be_named():
     for groups in ([0, 1, 0, 1, 0, 1], np.array([1, 1, 1, 0, 0, 0])):
         model = DisjointGroups(2, GAMMA, n_init=1, n_candidates=0, groups=groups).fit(*long_form(blocks))
         assert set(model.groups_) <= {0, 1}
+    mixed = draw_groups(0, (5, 8, 6, 7, 4, 9), 4, 3, 0.2, multiples=True)[1]
+    end = lambda **options: round(
+        DisjointGroups(3, GAMMA, n_init=1, n_candidates=0, **options).fit(*long_form(mixed)).objective_, 3
+    )
+    assert len({end(groups=labels) for labels in list(partitions(6, 3))[::12]}) > 1
+    assert len({end(random_state=seed) for seed in range(5)}) > 1
     for bad, message in [
         ([0, 1, 0], r"groups must be 6 integers, one per task; got shape \(3,\)"),
         ([0, 1, 0, 1, 0, 2], "groups must lie between 0 and 1; got 0 to 2"),

@@ -190,13 +190,29 @@ def test_stopping_early_says_what_failed():
             assert f"max_iter=1) at a gain of a move of {gain:.1e}; tol=1.0e-06" in messages[0]
 
 
+def test_the_gain_of_a_move_is_relative_to_the_null_objective():
+    """A start that is cut off, in two units of the targets, and all moves of single tasks from where it ends."""
+    _, blocks = draw_groups(0, (5, 8, 6, 7, 4, 9, 6, 5) * 2, 4, 4, 1.2)
+    for unit in (1.0, 1e-3):
+        data = [(X, unit * y, s) for X, y, s in blocks]
+        with pytest.warns(ConvergenceWarning, match="gain of a move"):
+            model = HardClusteredMTL(4, RHO1, RHO2, n_init=1, max_iter=1).fit(*long_form(data))
+        value = lambda labels, data=data: best_around_centroids(data, labels, RHO1, RHO2)[0]
+        moves = (np.where(np.arange(16) == t, c, model.labels_) for t in range(16) for c in range(4))
+        gain = (value(model.labels_) - min(map(value, moves))) / convex.null_objective(data, "squared")
+        assert model.certificate_["gain of a move"] == pytest.approx(gain, rel=1e-6)
+
+
 def test_the_first_start_can_be_named():
     _, blocks = draw_groups(3, (5, 8, 6, 7, 4, 9), 4, 2, 0.2)
-    found = {
-        tuple(HardClusteredMTL(2, RHO1, RHO2, n_init=1, labels=labels).fit(*long_form(blocks)).labels_.tolist())
-        for labels in ([0, 1, 0, 1, 0, 1], np.array([1, 1, 1, 0, 0, 0]), torch.tensor([0, 0, 0, 0, 0, 1]))
-    }
-    assert len(found) >= 1
+    for labels in ([0, 1, 0, 1, 0, 1], np.array([1, 1, 1, 0, 0, 0]), torch.tensor([0, 0, 0, 0, 0, 1])):
+        model = HardClusteredMTL(2, RHO1, RHO2, n_init=1, labels=labels).fit(*long_form(blocks))
+        assert set(model.labels_) == {0, 1}
+    _, mixed = draw_groups(2, (5, 8, 6, 7, 4, 9), 4, 3, 0.2)
+    end = lambda **options: round(HardClusteredMTL(3, RHO1, RHO2, **options).fit(*long_form(mixed)).objective_, 6)
+    assert end(n_init=1, labels=[0, 0, 0, 1, 1, 0]) > end(n_init=1, labels=[0] * 6)
+    one_start = [end(n_init=1, random_state=seed) for seed in range(5)]
+    assert max(one_start) > min(one_start) == end(random_state=int(np.argmax(one_start)))  # ten starts
     for bad, message in [
         ([0, 1, 0], r"labels must be 6 integers, one per task; got shape \(3,\)"),
         ([0, 1, 0, 1, 0, 2], "labels must lie between 0 and 1; got 0 to 2"),

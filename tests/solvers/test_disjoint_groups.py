@@ -5,8 +5,17 @@ import pytest
 
 from companion import Tasks
 from companion.losses import SquaredLoss
-from companion.solvers import Problem
-from companion.solvers.disjoint_groups import Groups, _try, group_tasks, move_single_tasks
+from companion.solvers import Problem, disjoint_groups
+from companion.solvers.disjoint_groups import (
+    Groups,
+    Partition,
+    _candidates,
+    _finish,
+    _try,
+    group_tasks,
+    move_single_tasks,
+)
+from companion.solvers.group_metrics import GroupMetric, search_groups
 from companion.solvers.task_rows import TaskRows
 from tests.oracles.partitions import draw_groups, group_values, long_form, partition_value, partitions
 
@@ -49,8 +58,17 @@ def test_values_of_groups_lie_between_their_bounds(name):
     assert groups.solve((0, 2, 3), 1e-6 * groups.scale, W).W.shape == (W.shape[0], 3)
 
 
+def test_a_group_is_solved_further_from_where_it_was_left():
+    _, problem = drawn("tall")
+    part, rows = (0, 1, 3), TaskRows.of(problem)
+    groups, fresh = Groups(rows, GAMMA, 10_000), Groups(rows, GAMMA, 10_000)
+    groups.bounds(part, 1e-8 * groups.scale, groups.W_alone)
+    further = groups.bounds(part, 1e-9 * groups.scale, groups.W_alone)
+    assert 0 < further.n_iter < fresh.bounds(part, 1e-9 * fresh.scale, fresh.W_alone).n_iter / 2
+
+
 def test_a_move_is_decided_by_its_gain():
-    """All moves of some partitions, thresholds on both sides of the gain that Clarabel finds."""
+    """All moves of some partitions, thresholds around the gain that Clarabel finds."""
     value, problem = drawn("mixed", 1)
     groups = Groups(TaskRows.of(problem), GAMMA, 10_000)
     decided = set()
@@ -60,7 +78,7 @@ def test_a_move_is_decided_by_its_gain():
             a, b = labels[labels != other][0], other[labels != other][0]
             now, after = here[a] + here[b], parts_of(other, 3)
             gain = now - value(after[a]) - value(after[b])
-            for threshold in np.maximum((0.3 * abs(gain), 3 * abs(gain)), 1e-5 * groups.scale):
+            for threshold in np.maximum(np.array([0.3, 1.0, 1.4, 3.0]) * abs(gain), 1e-5 * groups.scale):
                 bound, worth_it = _try(groups, now, (after[a], after[b]), groups.W_alone, threshold)
                 assert bound >= gain - 1e-7 * groups.scale
                 if gain > threshold or gain < threshold / 2:
@@ -92,6 +110,52 @@ def test_moves_end_where_none_gains(name):
         assert found.tried == found.possible <= 10
         moved += not np.array_equal(labels, first)
     assert moved > 0
+
+
+def test_candidates_come_by_what_they_cost_with_all_metrics_as_they_are():
+    _, problem = drawn("tall", 1)
+    groups = Groups(TaskRows.of(problem), GAMMA, 10_000)
+    parts, W = [(0, 2), (3,), (), (1, 4), ()], groups.W_alone
+    fits = [GroupMetric.of(W[:, list(p)], 1e-6 * (W**2).mean()).ridge(groups.rows, GAMMA) for p in parts]
+    found = _candidates(groups, parts, W)
+    moves = {(t, a, b) for a, part in enumerate(parts) for t in part for b in range(4) if b != a}
+    assert {move[:3] for move in found} == moves - {(3, 1, 2)} and len(found) == len(moves) - 1  # 3 is alone already
+    assert (np.diff([fits[b][0][t] - fits[a][0][t] for t, a, b, _ in found]) > 0).all()
+    for t, _, b, w in found:
+        np.testing.assert_array_equal(w, fits[b][1][:, t])
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_of_many_tasks_only_the_best_proposal_is_improved(seed, monkeypatch):
+    """It is neither the first nor the last of some; weights of separate tasks would take another one of others."""
+    monkeypatch.setattr(disjoint_groups, "_MOVED_TASKS", 4)
+    _, problem = drawn("wide", seed)
+    groups = Groups(TaskRows.of(problem), GAMMA, 10_000)
+    values = [
+        sum(groups.bounds(part, 1e-7 * groups.scale, groups.W_alone).upper for part in parts_of(labels, 3))
+        for labels in search_groups(groups.rows, GAMMA, 3, 10, 0)
+    ]
+    found = group_tasks(problem, 3, GAMMA, n_candidates=0)
+    assert len(values) > 3
+    assert found.objective == pytest.approx(min(values), abs=2e-6 * found.null_objective)
+
+
+def test_labels_and_gap_of_weights_that_are_not_the_best():
+    _, problem = drawn("mixed")
+    groups = Groups(TaskRows.of(problem), GAMMA, 10_000)
+    parts, W = [(1, 4), (0, 2), (), (3,)], 0.8 * groups.W_alone
+    found = _finish(problem, groups, Partition(parts, W, 0.0, 0.0, 0, 8))
+    assert found.labels.tolist() == [0, 1, 0, 2, 1]
+    # Primal less the dual at the best multiple of the residuals, of every group.
+    point = problem.at(found.W)
+    r, C = problem.y - point.margin, problem.descent(point).numpy()
+    yr, rr = (problem.rows.sums(problem.v * a * r).numpy() for a in (problem.y, r))
+    gap = 0.0
+    for part in map(list, filter(None, parts)):
+        penalty = GAMMA * np.linalg.svd(found.W.numpy()[:, part])[1].sum() ** 2
+        bend = rr[part].sum() + np.linalg.norm(C[:, part], 2) ** 2 / (2 * GAMMA)
+        gap += penalty + rr[part].sum() / 2 - yr[part].sum() ** 2 / (2 * bend)
+    assert found.gap == pytest.approx(gap, rel=1e-9) and gap > 1e-2 * groups.scale
 
 
 def test_only_the_most_promising_moves_are_tried():

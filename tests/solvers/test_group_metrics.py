@@ -7,8 +7,16 @@ from sklearn.metrics import adjusted_rand_score
 
 from companion import Tasks
 from companion.losses import SquaredLoss
-from companion.solvers import Problem, best_metric, learn_features
-from companion.solvers.group_metrics import Grouping, GroupMetric, alternate_groups, search_groups, with_metrics
+from companion.solvers import Problem, best_metric, group_metrics, learn_features
+from companion.solvers.group_metrics import (
+    Grouping,
+    GroupMetric,
+    _starts,
+    alternate_groups,
+    search_groups,
+    with_metrics,
+)
+from companion.solvers.partitions import random_labels, spread_seeds
 from companion.solvers.task_rows import TaskRows
 from tests.oracles.partitions import draw_groups, long_form
 
@@ -105,12 +113,35 @@ def test_the_search_finds_planted_groups():
     assert len(first) == 1 and adjusted_rand_score(labels, first[0]) == 1
 
 
-def test_more_starts_propose_more_and_better():
+def test_more_starts_propose_more_and_better(monkeypatch):
     _, _, rows = prepared("mixed", 2)
     many, few = search_groups(rows, GAMMA, 3, 12, 0), search_groups(rows, GAMMA, 3, 1, 0)
     assert len(few) == 1 < len(many)
     assert len({search_groups(rows, GAMMA, 3, 1, seed)[0].tobytes() for seed in range(6)}) > 1
     assert len(search_groups(rows, GAMMA, 3, 1, 0, np.array([0, 0, 0, 0, 0]))) == 1  # two groups are empty at first
+    monkeypatch.setattr(group_metrics, "_MOST_TASKS", 0)  # three starts are followed, of different partitions
+    assert len(search_groups(rows, GAMMA, 3, 12, 0)) == 3
+
+
+@pytest.mark.parametrize("given", [None, np.array([2, 0, 1, 1, 0])])
+def test_starts_are_seeds_and_random_partitions_in_turn(given):
+    """Seeds are drawn by what a task costs in their metrics beyond what it costs alone, and take what is cheapest."""
+    _, _, rows = prepared("mixed", 1)
+    alone, W = rows.ridge(GAMMA)
+    costs = np.stack([GroupMetric.of(W[:, [s]], 0.3).ridge(rows, GAMMA)[0] for s in range(5)])
+    order, rng = rows.null_losses().argsort(), np.random.default_rng(3)
+    starts = list(_starts(rows, GAMMA, 3, 40, 0.3, np.random.default_rng(3), given))
+    assert len(starts) == 40
+    for number, start in enumerate(starts):
+        if number == 0 and given is not None:
+            labels = given
+        elif number % 2:
+            labels = random_labels(order, 3, rng)
+        else:
+            labels = costs[spread_seeds(lambda s: costs[s] - alone, order, 3, rng)].argmin(0)
+        np.testing.assert_array_equal(start.labels, labels)
+        for g, metric in enumerate(start.metrics):
+            np.testing.assert_allclose(dense(metric), dense(GroupMetric.of(W[:, labels == g], 0.3)), atol=1e-13)
 
 
 def test_nothing_to_search():

@@ -62,6 +62,34 @@ def test_it_starts_where_it_is_told_and_stops_at_the_limit(layout):
     assert cut.n_iter == 7 and 1e-9 < cut.gap < only_bounds.gap
 
 
+def test_bounds_never_get_wider_with_more_iterations():
+    """The gaps of the iterates themselves go up and down; every fifth is looked at, and the last."""
+    _, _, rows = prepared("tall")
+    problem = SquaredTraceProblem(rows, GAMMA)
+    for limit in range(5, 50, 5):
+        less, more = (problem.solve([0, 1, 3], 0.0, np.zeros((5, 3)), n).gap for n in (limit, limit + 1))
+        assert more <= less
+
+
+def test_tasks_that_are_left_out_make_no_difference():
+    """However large: neither bounds nor the length of a step depend on them."""
+    blocks, _, _ = prepared("tall")
+    found = []
+    for factor in (1, 30):
+        scaled = [(factor * X if t == 2 else X, y, s) for t, (X, y, s) in enumerate(blocks)]
+        rows = TaskRows.of(Problem.from_tasks(Tasks.from_long(*long_form(scaled)), SquaredLoss()))
+        result = SquaredTraceProblem(rows, GAMMA).solve([0, 1, 3], 1e-6, np.zeros((5, 3)), 10_000)
+        found.append((result.lower, result.upper, result.n_iter))
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+def test_second_moments_are_kept_while_they_are_few_numbers(monkeypatch):
+    _, _, rows = prepared("tall")  # four tasks, five features
+    for few, kept in ((99, False), (100, True)):
+        monkeypatch.setattr(squared_trace, "_FEW_NUMBERS", few)
+        assert (SquaredTraceProblem(rows, GAMMA)._gram is not None) == kept
+
+
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (6, 1), (1, 6)])
 def test_prox_is_that_of_the_penalty(shape):
     rng = np.random.default_rng(0)
@@ -79,12 +107,12 @@ def test_prox_is_that_of_the_penalty(shape):
 def test_prox_keeps_singular_values_far_below_the_largest():
     rng = np.random.default_rng(0)
     U, Q = np.linalg.qr(rng.normal(size=(6, 4)))[0], np.linalg.qr(rng.normal(size=(4, 4)))[0]
-    V = U * np.array([1, 1e-3, 1e-7, 1e-9]) @ Q
-    W, norm = squared_trace._lower(V, 1e-10)
-    s = np.array([1, 1e-3, 1e-7, 1e-9])
-    lowered = s - 1e-10 * s.sum() / (1 + 4e-10)
-    np.testing.assert_allclose(np.linalg.svd(W)[1], lowered, rtol=1e-6)
-    assert norm == pytest.approx(lowered.sum(), rel=1e-12)
+    for s, c, k in (([1, 1e-3, 1e-7, 1e-9], 1e-10, 4), ([1, 1e-3, 5e-5, 1e-6], 2e-5, 3)):
+        W, norm = squared_trace._lower(U * np.array(s) @ Q, c)
+        lowered = np.maximum(np.array(s) - c * sum(s[:k]) / (1 + k * c), 0)
+        assert (lowered > 0).sum() == k
+        np.testing.assert_allclose(np.linalg.svd(W)[1], lowered, rtol=1e-6, atol=1e-15)
+        assert norm == pytest.approx(lowered.sum(), rel=1e-12)
 
 
 def test_the_gap_of_weights_that_prox_did_not_return():
