@@ -3,8 +3,8 @@
 Single tasks and pooling (``baselines``), shared features (``block_sparse``, ``dirty``), a shared subspace
 (``trace_norm``, ``feature_learning``), shared means and neighbours (``mean_graph``, ``kernel``), learned relations
 (``relationships``, ``bayesian``), clusters and groups (``clustered``, ``hard_clustered``, ``disjoint_groups``), groups
-that overlap (``go_mtl``, ``go_mtl_cv``, ``ella`` for streams of tasks), and paths of norms
-(:func:`multi_task_path`).
+that overlap (``go_mtl``, ``go_mtl_cv``, ``ella`` for streams of tasks, ``buffet`` for
+their number), and paths of norms (:func:`multi_task_path`).
 
 All share one contract: ``fit(X, y, task=None, sample_weight=None)`` on the long form (one row per sample, any hashable
 task ids) or ``fit(tasks)``; ``predict(X, task=None)`` or ``predict(tasks)``; ``coef_ (T, d)``, ``intercept_ (T,)``,
@@ -14,6 +14,7 @@ task ids) or ``fit(tasks)``; ``predict(X, task=None)`` or ``predict(tasks)``; ``
 from companion.linear.baselines import Pooled, PooledClassifier, SingleTask, SingleTaskClassifier
 from companion.linear.bayesian import BayesianMTL
 from companion.linear.block_sparse import MultiTaskLasso, MultiTaskLassoClassifier, MultiTaskLassoCV
+from companion.linear.buffet import LatentTaskPosterior, sample_latent_tasks
 from companion.linear.clustered import ASO, ClusteredMTL, ClusteredMTLClassifier, JacobClusteredMTL
 from companion.linear.dirty import DirtyModel, DirtyModelClassifier
 from companion.linear.disjoint_groups import DisjointGroups
@@ -47,6 +48,7 @@ __all__ = [
     "GraphRegularized",
     "HardClusteredMTL",
     "JacobClusteredMTL",
+    "LatentTaskPosterior",
     "MeanRegularized",
     "MeanRegularizedClassifier",
     "MultiTaskKernelRidge",
@@ -66,4 +68,5 @@ __all__ = [
     "TraceNormClassifier",
     "cluster_stability",
     "multi_task_path",
+    "sample_latent_tasks",
 ]

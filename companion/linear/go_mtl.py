@@ -237,6 +237,28 @@ class _GOMTLBase(LinearMTL):
         return y
 
 
+class LabelsOfFit:
+    """Labels of a new task are those of the tasks in ``fit``."""
+
+    classes_: np.ndarray
+    fit_intercept: bool
+
+    def _new_targets(self, y: Any, n: int) -> np.ndarray:
+        """Labels of a new task as -1 and +1; it needs both, unless there is no intercept."""
+        labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y).ravel()
+        unknown = np.setdiff1d(labels, self.classes_)
+        if len(unknown):
+            raise ValueError(
+                f"y must hold the labels of fit, {self.classes_.tolist()}; got {unknown.tolist()[0]!r} as well"
+            )
+        if self.fit_intercept and len(np.unique(labels)) < 2:
+            raise ValueError(
+                f"y holds 1 class only ({labels.tolist()[0]!r}): the intercept would be infinite. Adapt with examples "
+                "of both classes, or fit without intercept"
+            )
+        return np.where(labels == self.classes_[1], 1.0, -1.0)
+
+
 _DOC = r"""
     The problem is not convex. A stationary point is found by sweeps of alternating minimisation from a factorisation of
     single-task weights, and by Newton's method on L with the codes eliminated; it satisfies every condition of
@@ -303,7 +325,7 @@ class GOMTL(_GOMTLBase, MultiTaskRegressor):
     loss = SquaredLoss()
 
 
-class GOMTLClassifier(_GOMTLBase, MultiTaskClassifier):
+class GOMTLClassifier(LabelsOfFit, _GOMTLBase, MultiTaskClassifier):
     __doc__ = (
         r"""Binary classification with a few latent tasks for all tasks, of which each uses some.
 
@@ -314,18 +336,3 @@ class GOMTLClassifier(_GOMTLBase, MultiTaskClassifier):
     )
 
     loss = LogisticLoss()
-
-    def _new_targets(self, y: Any, n: int) -> np.ndarray:
-        """Labels of a new task as -1 and +1; it needs both, unless there is no intercept."""
-        labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y).ravel()
-        unknown = np.setdiff1d(labels, self.classes_)
-        if len(unknown):
-            raise ValueError(
-                f"y must hold the labels of fit, {self.classes_.tolist()}; got {unknown.tolist()[0]!r} as well"
-            )
-        if self.fit_intercept and len(np.unique(labels)) < 2:
-            raise ValueError(
-                f"y holds 1 class only ({labels.tolist()[0]!r}): the intercept would be infinite. Adapt with examples "
-                "of both classes, or fit without intercept"
-            )
-        return np.where(labels == self.classes_[1], 1.0, -1.0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from companion.linear._base import MultiTaskClassifier, MultiTaskRegressor
 from companion.linear._convex import check_alphas
-from companion.linear.go_mtl import Fit, _GOMTLBase, fit_factors, separate_weights, starting_factors
+from companion.linear.go_mtl import Fit, LabelsOfFit, _GOMTLBase, fit_factors, separate_weights, starting_factors
 from companion.losses import LogisticLoss, SquaredLoss
 from companion.penalties import L1
 from companion.penalties._base import check_positive
@@ -178,7 +178,7 @@ class GOMTLCV(_GOMTLSearch, MultiTaskRegressor):
     loss = SquaredLoss()
 
 
-class GOMTLClassifierCV(_GOMTLSearch, MultiTaskClassifier):
+class GOMTLClassifierCV(LabelsOfFit, _GOMTLSearch, MultiTaskClassifier):
     __doc__ = "GO-MTL for classification, with the number of latent tasks and mu chosen by cross-validation.\n" + _DOC
 
     loss = LogisticLoss()

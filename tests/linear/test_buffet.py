@@ -149,7 +149,7 @@ def test_planted_latent_tasks_are_counted_and_weights_found():
     assert (found.n_shared <= found.n_latent).all()
     assert np.median(found.noise_variance) == pytest.approx(0.1, rel=0.25)
     X, y, index = data.test.long()
-    assert rmse(y, (X * found.coef[index]).sum(1)) < 0.36  # the noise has 0.316
+    assert rmse(y, (X * found.coef[index]).sum(1)) < 0.39  # the noise has 0.316
     apart = data.groups[:, None] != data.groups
     assert found.overlap[~apart].mean() > found.overlap[apart].mean()
     np.testing.assert_array_equal(found.overlap, found.overlap.T)
