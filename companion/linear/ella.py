@@ -266,7 +266,7 @@ class ELLA(MultiTaskRegressor):
             check_positive(name, getattr(self, name))
 
     def partial_fit(self, X: Any, y: Any = None, task: Any = None, sample_weight: Any = None) -> ELLA:
-        """Learn from rows of one task or several; parameters as in :meth:`fit`.
+        """Learn from rows of one task or several; parameters as in ``fit``.
 
         Rows of a known task are added to those that it has. Tasks are visited in the order of their ids in the call.
         """

@@ -111,8 +111,24 @@ class LatentProblem:
         # Were one code to violate its condition by delta, mending it would gain delta^2 / (2 curvature) or more.
         gap = (tol * self.mu) ** 2 / (4 * curvature) if curvature > 0 else 1.0
         relative = min(max(gap / self.scale, 1e-15), 1e-3)
-        start = coded.at(at.S)
-        return at._replace(S=minimise(coded, self.sparse, relative, max_iter, start).point.W)
+        found = minimise(coded, self.sparse, relative, max_iter, coded.at(at.S)).point
+        return at._replace(S=self._polished(coded, found, tol).W)
+
+    def _polished(self, coded: Problem, point: Point, tol: float) -> Point:
+        """The codes in use moved by Newton steps: where mu is small, a gap that rounding allows is not enough."""
+        violation = code_violation(coded.descent(point), point.W, self.mu)
+        for _ in range(3):
+            worst = float(violation.abs().max())
+            if worst <= tol * self.mu:
+                break
+            bend = coded.loss.curvature(coded.y, point.margin, coded.v)
+            S = point.W + codes_follow(coded, bend, point.W)(violation)
+            proposal = coded.at(torch.where(point.W != 0, S, 0.0))
+            violation = code_violation(coded.descent(proposal), proposal.W, self.mu)
+            if not (torch.equal(S.sign(), point.W.sign()) and float(violation.abs().max()) < worst):
+                break
+            point = proposal
+        return point
 
     def latent(self, at: Factors, tol: float, max_iter: int) -> Factors:
         """The best latent tasks for these codes, to an expected gain of ``tol`` times the null objective."""
@@ -139,14 +155,13 @@ class LatentProblem:
 
 def stationarity(C: Tensor, at: Factors, mu: float, lam: float) -> Stationarity:
     """Certificates at factors where the negative gradient of the data term in the weights is ``C (d, T)``."""
-    pull, active = at.L.T @ C, at.S != 0  # (K, T)
-    violation = torch.where(active, (pull - mu * at.S.sign()).abs(), (pull.abs() - mu).clamp(min=0.0))
+    violation = code_violation(at.L.T @ C, at.S, mu)
     loss_part, ridge_part = C @ at.S.T, 2 * lam * at.L
     size = float(loss_part.norm() + ridge_part.norm())
     shares = torch.stack([2 * lam * (at.L**2).sum(0), mu * at.S.abs().sum(1)])  # (2, K)
     largest = float(shares.max())
     return Stationarity(
-        float(violation.max()) / mu,
+        float(violation.abs().max()) / mu,
         float((loss_part - ridge_part).norm()) / size if size > 0 else 0.0,
         float((shares[0] - shares[1]).abs().max()) / largest if largest > 0 else 0.0,
     )
@@ -318,16 +333,7 @@ class CodesEliminated(_CodesFixed):
     @cached_property
     def _solve_codes(self) -> Callable[[Tensor], Tensor]:
         """From derivatives (K, T) to the changes of the codes in use that undo them."""
-        H = second_moments(self._coded, self.bend)  # (T, K, K)
-        if self.latent.problem.free:
-            u = self._coded.rows.transpose_times(self.bend).T  # (T, K)
-            H = H - u[:, :, None] * u[:, None, :] / self._total[:, None, None]
-        used = (self.factors.S != 0).T  # (T, K)
-        both = used[:, :, None] & used[:, None, :]
-        diagonal = torch.diagonal(H, dim1=1, dim2=2)
-        ridge = torch.where(used, 1e-13 * diagonal.amax(1, keepdim=True), 1.0)
-        factor = torch.linalg.cholesky_ex(torch.where(both, H, 0.0) + torch.diag_embed(ridge))[0]
-        return lambda r: torch.where(used, torch.cholesky_solve((used * r.T)[:, :, None], factor)[:, :, 0], 0.0).T
+        return codes_follow(self._coded, self.bend, self.factors.S)
 
     def curvature(self, x: Tensor) -> Tensor:
         V, (_, S) = self.coordinates.change(x), self.factors
@@ -342,6 +348,26 @@ class CodesEliminated(_CodesFixed):
     def moved(self, x: Tensor) -> Self:
         factors = self.factors._replace(L=self.factors.L + self.coordinates.change(x))
         return type(self).of(self.latent, factors, self.coordinates.metric, self.tol)
+
+
+def code_violation(pull: Tensor, S: Tensor, mu: float) -> Tensor:
+    """(K, T) by how much codes violate their conditions where the loss pulls at them with ``pull (K, T)``."""
+    excess = pull.sign() * (pull.abs() - mu).clamp(min=0.0)
+    return torch.where(S != 0, pull - mu * S.sign(), excess)
+
+
+def codes_follow(coded: Problem, bend: Tensor, S: Tensor) -> Callable[[Tensor], Tensor]:
+    """From derivatives (K, T) to the changes of the codes in use that undo them, for rows that bend by ``bend``."""
+    H = second_moments(coded, bend)  # (T, K, K)
+    if coded.free:
+        u = coded.rows.transpose_times(bend).T  # (T, K)
+        H = H - u[:, :, None] * u[:, None, :] / coded.rows.sums(bend).clamp(min=1e-300)[:, None, None]
+    used = (S != 0).T  # (T, K)
+    both = used[:, :, None] & used[:, None, :]
+    diagonal = torch.diagonal(H, dim1=1, dim2=2)
+    ridge = torch.where(used, 1e-13 * diagonal.amax(1, keepdim=True), 1.0)
+    factor = torch.linalg.cholesky_ex(torch.where(both, H, 0.0) + torch.diag_embed(ridge))[0]
+    return lambda r: torch.where(used, torch.cholesky_solve((used * r.T)[:, :, None], factor)[:, :, 0], 0.0).T
 
 
 def second_moments(problem: Problem, h: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ PUBLIC = [getattr(linear, name) for name in linear.__all__]
 # A stream depends on the order of its tasks and converges slowly; it is tested by itself.
 ESTIMATORS = [E for E in PUBLIC if isinstance(E, type) and issubclass(E, LinearMTL) and E is not linear.ELLA]
 BASELINES = [E for E in ESTIMATORS if E.__name__.startswith(("SingleTask", "Pooled"))]
-VARIANTS = [E() for E in ESTIMATORS] + [
+# Searches over small grids: what is tested here does not depend on their size.
+SMALL = {name: {"n_latents": 2, "n_mus": 2, "cv": 2, "max_iter": 100} for name in ("GOMTLCV", "GOMTLClassifierCV")}
+VARIANTS = [E(**SMALL.get(E.__name__, {})) for E in ESTIMATORS] + [
     *(E(penalty="l1") for E in BASELINES),
     *(E(alpha=(0.01, 0.1)) for E in BASELINES),
     linear.MultiTaskLasso(q=np.inf, l2=0.1),
