@@ -63,12 +63,15 @@ class School(Dataset):
 
     Attributes
     ----------
+    X : (15362, 28) float64 array
+        One row per pupil.
     y : (15362,) float64 array
         Exam scores, whole numbers 1..70.
     task : (15362,) int64 array
         School 1..139 of each pupil; rows are ordered by school.
     """
 
+    X: NDArray[np.float64]
     y: NDArray[np.float64]
     task: NDArray[np.int64]
 

@@ -121,7 +121,7 @@ class _GOMTLSearch(_GOMTLBase):
         with threads_for(problem.rows.X):
             alone = separate_weights(problem, lam)
             for K in self.n_latents_.tolist():
-                for fit in latent_path(problem, alone, K, self.mus_, lam, self.tol_in_search, self.max_iter):
+                for fit in latent_path(problem, alone, K, self.mus_.tolist(), lam, self.tol_in_search, self.max_iter):
                     W = fit.factors.L @ fit.factors.S
                     yield W, problem.original_intercepts(problem.at(W))
 

@@ -30,7 +30,8 @@ _MOST_FEATURES = 2000  # for a preconditioner with a matrix of second moments
 class SparsePenalty(NormPenalty, Protocol):
     r"""The penalty :math:`\mu \lVert S \rVert_1` of the codes."""
 
-    alpha: float
+    @property
+    def alpha(self) -> float: ...
 
 
 class Factors(NamedTuple):
