@@ -24,6 +24,7 @@ from companion.solvers.problem import Point, Problem
 from companion.solvers.rows import SharedRows
 from companion.solvers.trust_region import maximise
 
+_GAPS = (1e-5, 1e-8, 1e-11, 1e-15)  # of the lassos, relative: the next one where the one before was not enough
 _MOST_FEATURES = 2000  # for a preconditioner with a matrix of second moments
 
 
@@ -108,27 +109,34 @@ class LatentProblem:
         ``tol`` is the violation of the optimality conditions that is allowed, in units of mu.
         """
         coded = self.coded(at.L)
-        curvature = float(coded.rows.squares(self.problem.loss.max_curvature * coded.v).max())
-        # Were one code to violate its condition by delta, mending it would gain delta^2 / (2 curvature) or more.
-        gap = (tol * self.mu) ** 2 / (4 * curvature) if curvature > 0 else 1.0
-        relative = min(max(gap / self.scale, 1e-15), 1e-3)
-        found = minimise(coded, self.sparse, relative, max_iter, coded.at(at.S)).point
-        return at._replace(S=self._polished(coded, found, tol).W)
+        point = self._polished(coded, coded.at(at.S), tol)
+        for gap in _GAPS:
+            if self._violation(coded, point) <= tol:
+                break
+            point = self._polished(coded, minimise(coded, self.sparse, gap, max_iter, point).point, tol)
+        return at._replace(S=point.W)
+
+    def _violation(self, coded: Problem, point: Point) -> float:
+        """Largest violation of the conditions of the codes, in units of mu."""
+        return float(code_violation(coded.descent(point), point.W, self.mu).abs().max()) / self.mu
 
     def _polished(self, coded: Problem, point: Point, tol: float) -> Point:
-        """The codes in use moved by Newton steps: where mu is small, a gap that rounding allows is not enough."""
-        violation = code_violation(coded.descent(point), point.W, self.mu)
+        """Newton steps of the codes in use, as long as none of them changes its sign.
+
+        Once it is known which codes are used there is no better method; and where mu is small, the least gap that
+        rounding allows leaves more of a violation than they do.
+        """
+        worst = self._violation(coded, point)
         for _ in range(3):
-            worst = float(violation.abs().max())
-            if worst <= tol * self.mu:
+            if worst <= tol:
                 break
+            violation = code_violation(coded.descent(point), point.W, self.mu)
             bend = coded.loss.curvature(coded.y, point.margin, coded.v)
-            S = point.W + codes_follow(coded, bend, point.W)(violation)
-            proposal = coded.at(torch.where(point.W != 0, S, 0.0))
-            violation = code_violation(coded.descent(proposal), proposal.W, self.mu)
-            if not (torch.equal(S.sign(), point.W.sign()) and float(violation.abs().max()) < worst):
+            proposal = coded.at(point.W + codes_follow(coded, bend, point.W)(violation))
+            now = self._violation(coded, proposal)
+            if not (torch.equal(proposal.W.sign(), point.W.sign()) and now < worst):
                 break
-            point = proposal
+            point, worst = proposal, now
         return point
 
     def latent(self, at: Factors, tol: float, max_iter: int) -> Factors:
