@@ -360,9 +360,11 @@ class CodesEliminated(_CodesFixed):
 
 
 def code_violation(pull: Tensor, S: Tensor, mu: float) -> Tensor:
-    """(K, T) by how much codes violate their conditions where the loss pulls at them with ``pull (K, T)``."""
-    excess = pull.sign() * (pull.abs() - mu).clamp(min=0.0)
-    return torch.where(S != 0, pull - mu * S.sign(), excess)
+    """(K, T) by how much codes violate their conditions where the loss pulls at them with ``pull (K, T)``.
+
+    For codes in use with a sign: what is left of the pull.
+    """
+    return torch.where(S != 0, pull - mu * S.sign(), (pull.abs() - mu).clamp(min=0.0))
 
 
 def codes_follow(coded: Problem, bend: Tensor, S: Tensor) -> Callable[[Tensor], Tensor]:

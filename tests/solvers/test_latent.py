@@ -240,6 +240,19 @@ def test_coordinates_make_tasks_with_equal_moments_round():
     torch.testing.assert_close(state.curvature(x), x, rtol=1e-10, atol=1e-12)
 
 
+def test_derivatives_in_coordinates_belong_to_changes_in_them():
+    """For three latent tasks, whose eigenvectors are no symmetric matrix."""
+    _, problem = prepared("squared", "ragged", True)
+    rng = np.random.default_rng(0)
+    L, S, G = (torch.from_numpy(rng.normal(size=shape)) for shape in ((D, 3), (3, 4), (D, 3)))
+    state = _CodesFixed.at(problem, Factors(L, S), _metric(problem))
+    assert not torch.allclose(state.coordinates.R, state.coordinates.R.T)
+    x = torch.from_numpy(rng.normal(size=D * 3))
+    assert float((state.coordinates.change(x) * G).sum()) == pytest.approx(
+        float(state.coordinates.pull(G) @ x), rel=1e-10
+    )
+
+
 def test_many_features_have_a_diagonal_metric(monkeypatch):
     _, problem = prepared("squared", "ragged", True)
     expected = newton(problem, some_factors(), 1e-9, 100)[0]
