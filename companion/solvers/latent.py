@@ -121,7 +121,7 @@ class LatentProblem:
         return float(code_violation(coded.descent(point), point.W, self.mu).abs().max()) / self.mu
 
     def _polished(self, coded: Problem, point: Point, tol: float) -> Point:
-        """Newton steps of the codes in use, as long as none of them changes its sign.
+        """Newton steps of the codes in use, as long as they help.
 
         Once it is known which codes are used there is no better method; and where mu is small, the least gap that
         rounding allows leaves more of a violation than they do.
@@ -134,7 +134,7 @@ class LatentProblem:
             bend = coded.loss.curvature(coded.y, point.margin, coded.v)
             proposal = coded.at(point.W + codes_follow(coded, bend, point.W)(violation))
             now = self._violation(coded, proposal)
-            if not (torch.equal(proposal.W.sign(), point.W.sign()) and now < worst):
+            if not now < worst:
                 break
             point, worst = proposal, now
         return point
