@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from companion import Tasks
 from companion.datasets import make_disjoint_groups, make_overlapping_groups
 from companion.linear import GOMTL, GOMTLClassifier, SingleTask
-from companion.linear.go_mtl import alternate_factors, starting_factors
+from companion.linear.go_mtl import alternate_factors, separate_weights, starting_factors
 from companion.penalties import L1
 from companion.solvers.latent import Factors, LatentProblem
 from tests.oracles import convex
@@ -100,6 +100,21 @@ def test_starts_represent_the_separate_weights():
     torch.testing.assert_close(U @ U.T @ turned, turned)
     assert not torch.allclose(turned.abs(), U.abs())
     assert not starting_factors(torch.zeros(5, 3, dtype=W.dtype), 2).S.any()
+
+
+def test_a_sweep_is_codes_then_scales_then_latent_tasks():
+    data = long_form(blocks_of(1))
+    _, problem = GOMTL().prepare(*data)
+    latent = LatentProblem(problem, L1(MU), LAM)
+    alone = separate_weights(problem, LAM)
+    np.testing.assert_allclose(alone.T, SingleTask(2 * LAM).fit(*data).coef_, rtol=1e-3, atol=1e-3)
+    start = starting_factors(alone, 2)
+    codes = latent.codes(start, 1e-6, 1000)
+    scaled = latent.balanced(codes)
+    ends = [start, codes, scaled, latent.latent(scaled, 1e-14, 50)]
+    history = alternate_factors(latent, start, 1, 1e-6)
+    np.testing.assert_allclose(history.objective, [latent.value(at) for at in ends], rtol=1e-9)
+    torch.testing.assert_close(history.state.L, ends[-1].L, rtol=1e-5, atol=1e-6)
 
 
 def test_sweeps_without_rescaling_creep():
