@@ -95,6 +95,7 @@ def test_starts_represent_the_separate_weights():
             assert L.shape == (5, K) and S.shape == (K, 3)
             torch.testing.assert_close(L @ S, W)
             torch.testing.assert_close(L.norm(dim=0), torch.ones(K, dtype=W.dtype))
+            assert float((L.T @ L - torch.eye(K, dtype=W.dtype)).abs().max()) < 0.999  # all of them differ
     U = torch.linalg.svd(W)[0][:, :2]
     turned, _ = starting_factors(W, 2, np.random.default_rng(1))
     torch.testing.assert_close(U @ U.T @ turned, turned)
