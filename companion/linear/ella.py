@@ -141,8 +141,9 @@ class Knowledge:
         """
         if id_ in self.codes:
             self._contribute(self.quadratics[id_], self.codes[id_], -1.0)
+        L = self.L if id_ in self.codes else self._with_spare_column(task)
         self.quadratics[id_] = task
-        self.codes[id_] = task.code(self._with_spare_columns(task, self.codes.get(id_)), self.mu, gap)
+        self.codes[id_] = task.code(L, self.mu, gap)
         self._contribute(task, self.codes[id_], 1.0)
         system = self.A + 2 * self.lam * np.eye(self.L.size)
         self.L = solve(system, self.b, assume_a="pos").reshape(self.L.shape[::-1]).T
@@ -152,12 +153,9 @@ class Knowledge:
         self.A += sign * np.kron(np.outer(code, code), task.D)
         self.b += sign * np.kron(code, task.D @ task.theta)
 
-    def _with_spare_columns(self, task: Quadratic, code: Array | None) -> Array:
-        """(d, K) latent tasks, of which one that nobody uses offers what the others cannot give to this task."""
-        others = [c for c in self.codes.values() if c is not code]
-        unused = ~np.any([c != 0 for c in others], axis=0) if others else np.ones(self.L.shape[1], dtype=bool)
-        if code is not None:
-            unused &= code == 0
+    def _with_spare_column(self, task: Quadratic) -> Array:
+        """(d, K) latent tasks, of which one that nobody uses offers to a new task what the others cannot give."""
+        unused = ~np.any([code != 0 for code in self.codes.values()], axis=0) if self.codes else np.array([True])
         if not unused.any():
             return self.L
         L = np.where(unused, 0.0, self.L)
