@@ -90,6 +90,11 @@ class LatentProblem:
         null = self.problem.null_objective
         return null if null > 0 else 1.0
 
+    @cached_property
+    def metric(self) -> _Metric:
+        """Second moments for preconditioning: one pass over the rows, for all half-steps and Newton steps."""
+        return _metric(self)
+
     def penalty(self, at: Factors) -> float:
         """Both penalties."""
         return float(self.sparse.value(at.S)) + self.lam * float((at.L**2).sum())
@@ -141,7 +146,7 @@ class LatentProblem:
 
     def latent(self, at: Factors, tol: float, max_iter: int) -> Factors:
         """The best latent tasks for these codes, to an expected gain of ``tol`` times the null objective."""
-        found, _, _ = maximise(_CodesFixed.at(self, at, _metric(self)), tol, max_iter, radius=torch.inf)
+        found, _, _ = maximise(_CodesFixed.at(self, at, self.metric), tol, max_iter, radius=torch.inf)
         return found.factors
 
     def balanced(self, at: Factors) -> Factors:
@@ -206,7 +211,7 @@ def newton(
             watch(state.factors)
         return max(latent.stationarity(state.factors)) <= tol
 
-    state = CodesEliminated.of(latent, start, _metric(latent), tol)
+    state = CodesEliminated.of(latent, start, latent.metric, tol)
     if max(latent.stationarity(state.factors)) <= tol:
         return state.factors, 0
     state, _, n_iter = maximise(state, 0.0, max_iter, radius=1.0, done=done)
