@@ -126,7 +126,7 @@ class LatentProblem:
         return float(code_violation(coded.descent(point), point.W, self.mu).abs().max()) / self.mu
 
     def _polished(self, coded: Problem, point: Point, tol: float) -> Point:
-        """Newton steps of the codes in use, as long as they help.
+        """Newton steps of the codes in use, as long as they help and none of these changes its sign.
 
         Once it is known which codes are used there is no better method; and where mu is small, the least gap that
         rounding allows leaves more of a violation than they do.
@@ -139,7 +139,10 @@ class LatentProblem:
             bend = coded.loss.curvature(coded.y, point.margin, coded.v)
             proposal = coded.at(point.W + codes_follow(coded, bend, point.W)(violation))
             now = self._violation(coded, proposal)
-            if not now < worst:
+            # Where latent tasks depend on each other the system is singular, and a step may lead anywhere.
+            same = torch.equal(proposal.W.sign(), point.W.sign())
+            rise = proposal.value - point.value + float(self.sparse.value(proposal.W) - self.sparse.value(point.W))
+            if not (same and now < worst and rise <= 1e-12 * self.scale):
                 break
             point, worst = proposal, now
         return point
