@@ -34,7 +34,7 @@ from companion.linear import (
     TaskRelationship,
     TraceNorm,
 )
-from companion.linear._base import LinearMTL
+from companion.linear._base import LinearMTL, MarginClassifier
 from companion.linear._convex import ConvexModel
 from companion.solvers import alpha_grid, solve_path
 from companion.tasks import Tasks
@@ -106,17 +106,31 @@ BUILD: dict[str, Callable[..., LinearMTL]] = {
 LABELS = {"clustered": "labels_", "Jacob": "labels_", "hard clusters": "labels_", "disjoint groups": "groups_"}
 
 
+def squared_error(y: Array, prediction: Array) -> Array:
+    """(n,) squares of the differences."""
+    return (y - prediction) ** 2
+
+
+def log_loss(y: Array, margin: Array) -> Array:
+    """(n,) minus the logarithm of the probability of labels -1 and +1."""
+    return np.logaddexp(0.0, -y * margin)
+
+
+Error = Callable[[Array, Array], Array]
+
+
 class HeldOut(NamedTuple):
     """Rows to measure on: ``X (m, d)``, ``y (m,)``, and the position of the task of each, ``position (m,)``."""
 
     X: Array
     y: Array
     position: NDArray[np.int64]
+    error: Error = squared_error
 
     def loss(self, W: Array, b: Array) -> float:
-        """Squared error with weights ``W (d, T)`` and intercepts ``b (T,)``."""
+        """Error with weights ``W (d, T)`` and intercepts ``b (T,)``, summed over the rows."""
         prediction = (self.X * W.T[self.position]).sum(1) + b[self.position]
-        return float(((self.y - prediction) ** 2).sum())
+        return float(self.error(self.y, prediction).sum())
 
 
 class Fold(NamedTuple):
@@ -125,11 +139,12 @@ class Fold(NamedTuple):
     train: Tasks
     tasks: Tasks  # rows to predict
     keep: NDArray[np.bool_]  # (N,) which of them count
+    error: Error = squared_error
 
     @property
     def held_out(self) -> HeldOut:
         X, y, index = self.tasks.long()
-        return HeldOut(X[self.keep], y[self.keep], index[self.keep])
+        return HeldOut(X[self.keep], y[self.keep], index[self.keep], self.error)
 
 
 def inner_folds(train: Tasks, n_folds: int, seed: int) -> list[Fold]:
@@ -137,9 +152,9 @@ def inner_folds(train: Tasks, n_folds: int, seed: int) -> list[Fold]:
     return [Fold(part, train, np.concatenate(out)) for part, out in train.folds(n_folds, seed)]
 
 
-def validation(train: Tasks, held_out: Tasks) -> list[Fold]:
+def validation(train: Tasks, held_out: Tasks, error: Error = squared_error) -> list[Fold]:
     """The one fold of training and validation rows that were drawn apart."""
-    return [Fold(train, held_out, np.ones(int(held_out.n_samples.sum()), dtype=bool))]
+    return [Fold(train, held_out, np.ones(int(held_out.n_samples.sum()), dtype=bool), error)]
 
 
 @dataclass(frozen=True)
@@ -155,7 +170,7 @@ class Choice:
     positions : dict
         Name -> position of the value in its grid.
     loss : array
-        Held-out squared error over the whole grid: axes in the order of the grid, the strength last.
+        Held-out error over the whole grid: axes in the order of the grid, the strength last.
     """
 
     model: LinearMTL
@@ -179,7 +194,7 @@ def choose(
     least: float = 0.005,
     patience: int = 3,
 ) -> Choice:
-    """Search a grid for the least squared error on the rows held out.
+    """Search a grid for the least error on the rows held out.
 
     Parameters
     ----------
@@ -235,7 +250,7 @@ def _until_worse(parts: Sequence[Iterator[float]], size: int, patience: int) -> 
 
 
 def _losses(unit: LinearMTL, strengths: Sequence[float], models: Sequence[LinearMTL], fold: Fold) -> Iterator[float]:
-    """Squared errors on the rows held out, one by one: ``models`` are those of the strengths, ``unit`` that of 1."""
+    """Errors on the rows held out, one by one: ``models`` are those of the strengths, ``unit`` that of 1."""
     if isinstance(unit, ConvexModel) and not isinstance(unit, GraphRegularized):  # that one needs its tasks first
         yield from _losses_on_path(unit, strengths, fold)
         return
@@ -258,7 +273,12 @@ def _losses_on_path(unit: ConvexModel, strengths: Sequence[float], fold: Fold) -
 
 def _loss_of(fitted: LinearMTL, fold: Fold) -> float:
     _, y, _ = fold.tasks.long()
-    return float(((y - stacked(fitted.predict(fold.tasks)))[fold.keep] ** 2).sum())
+    return float(fold.error(y, scores(fitted, fold.tasks))[fold.keep].sum())
+
+
+def scores(fitted: LinearMTL, tasks: Tasks) -> Array:
+    """(N,) what the loss is a function of: predictions, or the margins of a classifier."""
+    return stacked(fitted.decision_function(tasks) if isinstance(fitted, MarginClassifier) else fitted.predict(tasks))
 
 
 def stacked(predictions: Any) -> Array:
