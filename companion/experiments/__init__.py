@@ -10,6 +10,7 @@ from companion.experiments.cluster_recovery import ClusterRecovery
 from companion.experiments.computer_survey import ComputerSurveyStudy
 from companion.experiments.gomtl_computer import GOMTLComputer
 from companion.experiments.gomtl_digits import GOMTLDigits
+from companion.experiments.gomtl_new_tasks import GOMTLNewTasks
 from companion.experiments.gomtl_school import GOMTLSchool
 from companion.experiments.gomtl_synthetic import GOMTLSynthetic
 from companion.experiments.overlap_phase_transition import OverlapPhaseTransition
@@ -24,6 +25,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     GOMTLComputer(),
     GOMTLDigits("mnist"),
     GOMTLDigits("usps"),
+    GOMTLNewTasks(),
     GOMTLSchool(),
     GOMTLSynthetic(1),
     GOMTLSynthetic(2),
@@ -41,6 +43,7 @@ __all__ = [
     "Experiment",
     "GOMTLComputer",
     "GOMTLDigits",
+    "GOMTLNewTasks",
     "GOMTLSchool",
     "GOMTLSynthetic",
     "OverlapPhaseTransition",
