@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "_build"
 CACHE = BUILD / ".jupyter_cache"
 NBMAKE = ["--nbmake", "--overwrite", "--nbmake-timeout=120", "-p", "no:cacheprovider"]
+# One worker per core; whoever has nothing left takes over from the others.
+PARALLEL = ["-n", "auto", "--dist", "worksteal"]
 # Not below _build, which nbmake skips.
 NOTEBOOKS = ROOT / "build" / "notebooks"
 ENVIRONMENT = ROOT / ".nox" / "companion"
@@ -47,9 +49,9 @@ def tests(session: nox.Session) -> None:
         python(session, "-m", "pytest", *session.posargs)
         return
     build_book(session)
-    python(session, "-m", "pytest", "tests", "companion")
+    python(session, "-m", "pytest", *PARALLEL, "tests", "companion")
     copy_notebooks()
-    python(session, "-m", "pytest", *NBMAKE, str(NOTEBOOKS))
+    python(session, "-m", "pytest", *PARALLEL, *NBMAKE, str(NOTEBOOKS))
     python(session, "book/_tools/outputs.py", str(CACHE), str(NOTEBOOKS))
 
 

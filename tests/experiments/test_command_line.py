@@ -106,6 +106,32 @@ def test_smoke_run_on_school_writes_a_smoke_record(name, tmp_path):
     assert all(len(row["per_task"]["rmse"]) == 20 for row in record.results)
 
 
-@pytest.mark.parametrize("name", [e.name for e in EXPERIMENTS if not e.name.startswith(("school-", "computer-"))])
+#: Beside the experiments on School: what they read, and the number of files.
+WITH_DATA = {
+    "computer-survey": ("computer_survey/", 1),
+    "gomtl-computer": ("computer_survey/", 1),
+    "gomtl-mnist": ("kang_digits/ and mnist/", 5),
+    "gomtl-new-tasks": ("school/school_b.mat and its splits", 11),
+    "gomtl-school": ("school/school_b.mat and its splits", 11),
+    "gomtl-usps": ("kang_digits/ and usps/", 2),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [e.name for e in EXPERIMENTS if not e.name.startswith("school-") and e.name not in WITH_DATA]
+)
 def test_smoke_run_without_data_writes_a_smoke_record(name, tmp_path):
     assert smoke_record(name, tmp_path).data == {}
+
+
+def reading(name):
+    """The experiment, skipped where its data are not named."""
+    reason = f"needs {WITH_DATA[name][0]}: COMPANION_DATA is not set"
+    return pytest.param(name, marks=pytest.mark.skipif(not os.environ.get("COMPANION_DATA"), reason=reason))
+
+
+@pytest.mark.parametrize("name", [reading(name) for name in WITH_DATA if name.startswith("gomtl-")])
+def test_smoke_run_of_latent_tasks_on_data_writes_a_smoke_record(name, tmp_path):
+    record = smoke_record(name, tmp_path)
+    assert len(record.data) == WITH_DATA[name][1]
+    assert max(row["metrics"].get("certificate", 0.0) for row in record.results) <= record.config["latent_tol"]
