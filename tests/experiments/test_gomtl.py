@@ -420,7 +420,7 @@ def test_single_tasks_on_synthetic_data_by_hand():
 
     def error(alpha):
         total = 0.0
-        for part, held_out in data.train.folds(5, 0):
+        for part, held_out in data.train.folds(config["inner_folds"], 0):
             for w, (X, y), out in zip(weights(part, alpha), data.train, held_out, strict=True):
                 total += ((y - X @ w)[out] ** 2).sum()
         return total
@@ -944,10 +944,9 @@ def test_a_unit_of_new_tasks_by_hand():
 # --- what all of them vary --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("smoke", [False, True])
 @pytest.mark.parametrize("experiment", STUDIES, ids=lambda e: e.name)
-def test_units_are_distinct_and_as_many_as_there_should_be(experiment, smoke):
-    config = plain(experiment.config(smoke), "config")
+def test_units_are_distinct_and_as_many_as_there_should_be(experiment):
+    config = plain(experiment.config(smoke=False), "config")
     units = experiment.units(config)
     assert len({str(sorted(unit.items())) for unit in units}) == len(units)
     repeats = config.get("repeats", 0)
@@ -965,9 +964,19 @@ def test_units_are_distinct_and_as_many_as_there_should_be(experiment, smoke):
     else:
         expected = sum(config["draws"].values())
     assert len(units) == expected
-    if not smoke:
-        draws = config.get("draws", repeats or len(config.get("splits", ())))
-        assert min(draws.values()) >= 10 if isinstance(draws, dict) else draws >= 10
+    draws = config.get("draws", repeats or len(config.get("splits", ())))
+    assert min(draws.values()) >= 10 if isinstance(draws, dict) else draws >= 10
+
+
+@pytest.mark.parametrize("experiment", STUDIES, ids=lambda e: e.name)
+def test_a_small_run_is_part_of_the_whole_one(experiment):
+    def kinds(smoke):
+        kept = ("condition", "loss", "method", "intercept", "protocol")
+        units = experiment.units(plain(experiment.config(smoke), "config"))
+        assert len({str(sorted(unit.items())) for unit in units}) == len(units) > 1
+        return {tuple((key, unit[key]) for key in kept if key in unit) for unit in units}
+
+    assert kinds(smoke=True) <= kinds(smoke=False)
 
 
 def grids_in(config):
