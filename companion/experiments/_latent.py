@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from companion.experiments._relations import (
     BUILD,
+    EFFORT,
     Fold,
-    _split,
-    _until_worse,
     certificate,
     choose,
     configured,
     falling,
+    split,
+    until_worse,
 )
 from companion.linear import GOMTL, GOMTLClassifier, MeanRegularizedClassifier, TraceNormClassifier
 from companion.linear._base import LinearMTL
@@ -32,7 +33,7 @@ GO_MTL = "GO-MTL"
 BUILD_CLASSIFIER: dict[str, Callable[..., LinearMTL]] = {
     "single": lambda strength: MeanRegularizedClassifier(strength, 0.0),
     "trace norm": lambda strength: TraceNormClassifier(strength),
-    "mean-regularised": lambda strength, ratio: MeanRegularizedClassifier(*_split(strength, ratio)),
+    "mean-regularised": lambda strength, ratio: MeanRegularizedClassifier(*split(strength, ratio)),
 }
 #: What a review of the method reports; facts about its protocols that are not known are named in every record.
 REPORTED = {
@@ -97,7 +98,7 @@ def choose_latent(
     starts = [separate_weights(problem, lam) for problem in problems]
     loss = np.stack(
         [
-            _until_worse(
+            until_worse(
                 [
                     _losses_on_path(unit, fold, problem, alone, K, mus)
                     for fold, problem, alone in zip(folds, problems, starts, strict=True)
@@ -164,7 +165,7 @@ def fit_latent(
 
 #: For a small run.
 SMOKE_GRID: dict[str, list[float]] = {"n_latent": [1, 2], "mu_ratio": [0.01, 0.1]}
-#: Settings of GO-MTL in every configuration. lam is that of the paper; only lam mu² matters to the weights.
+#: Settings of GO-MTL in every configuration. lam is the usual one; only lam mu² matters to the weights.
 LATENT = {
     "lam": 0.1,
     "latent_tol": 1e-6,
@@ -177,15 +178,7 @@ LATENT = {
 OTHERS = {
     "n_strengths": 12,
     "least": 0.005,
-    "patience": 3,
-    "n_init": 10,
-    "n_init_in_folds": 1,
-    "n_candidates": 20,
-    "n_candidates_in_folds": 0,
-    "tol": 1e-6,
-    "tol_in_folds": 1e-4,
-    "max_iter": 20_000,
-    "max_iter_in_folds": 2000,
+    **EFFORT,
 }
 
 

@@ -45,14 +45,14 @@ STRENGTH = "strength"
 Grid = Mapping[str, Sequence[float] | None]
 
 
-def _split(strength: float, ratio: float) -> tuple[float, float]:
+def split(strength: float, ratio: float) -> tuple[float, float]:
     """Two weights that add up to the strength; ``ratio`` is what the first one has of it."""
     return ratio * strength, (1 - ratio) * strength
 
 
 def _mean_regularised(strength: float, ratio: float) -> LinearMTL:
     """Deviations from the mean cost ``strength``, the mean ``ratio`` of it."""
-    return MeanRegularized(*_split(strength, ratio))
+    return MeanRegularized(*split(strength, ratio))
 
 
 def _task_relationship(strength: float, ridge: float) -> LinearMTL:
@@ -62,7 +62,7 @@ def _task_relationship(strength: float, ridge: float) -> LinearMTL:
 
 def _clustered(strength: float, ratio: float, n_clusters: int) -> LinearMTL:
     """What lies outside the k directions costs ``strength``, what lies inside ``ratio`` of it."""
-    rho2, rho1 = _split(strength, ratio)
+    rho2, rho1 = split(strength, ratio)
     return ClusteredMTL(n_clusters, rho1, rho2)
 
 
@@ -74,13 +74,13 @@ def _jacob(strength: float, ratio: float, mean_ratio: float, n_clusters: int) ->
 
 def _hard_clusters(strength: float, ratio: float, n_clusters: int) -> LinearMTL:
     """As clustered, whose relaxed problem this is before it was relaxed."""
-    rho2, rho1 = _split(strength, ratio)
+    rho2, rho1 = split(strength, ratio)
     return HardClusteredMTL(n_clusters, rho1, rho2)
 
 
 def _kernel_ridge(strength: float, ratio: float, gamma: float) -> LinearMTL:
     """As mean-regularised, with functions of a Gaussian kernel."""
-    return MultiTaskKernelRidge(*_split(strength, ratio), kernel="rbf", gamma=gamma)
+    return MultiTaskKernelRidge(*split(strength, ratio), kernel="rbf", gamma=gamma)
 
 
 #: Estimator of every method from its parameters, unfitted.
@@ -101,6 +101,18 @@ BUILD: dict[str, Callable[..., LinearMTL]] = {
     "disjoint groups": lambda strength, n_clusters: DisjointGroups(n_clusters, strength),
     "kernel ridge": _kernel_ridge,
     "Bayesian": BayesianMTL,  # finds its own weights: there is nothing to search
+}
+#: How hard a search tries in the folds, where its answer is a comparison, and how hard the fit that comes of it.
+EFFORT = {
+    "patience": 3,
+    "n_init": 10,
+    "n_init_in_folds": 1,
+    "n_candidates": 20,
+    "n_candidates_in_folds": 0,
+    "tol": 1e-6,
+    "tol_in_folds": 1e-4,
+    "max_iter": 20_000,
+    "max_iter_in_folds": 2000,
 }
 #: Attribute with the cluster of every task.
 LABELS = {"clustered": "labels_", "Jacob": "labels_", "hard clusters": "labels_", "disjoint groups": "groups_"}
@@ -225,7 +237,7 @@ def choose(
         models = [configured(build(strength, **shape), settings) for strength in strengths]
         tried.append(strengths)
         parts = [_losses(unit, strengths, models, fold) for fold in folds]
-        losses.append(_until_worse(parts, len(strengths), patience))
+        losses.append(until_worse(parts, len(strengths), patience))
     loss = np.stack(losses)
     best, position = (int(i) for i in np.unravel_index(loss.argmin(), loss.shape))
     parameters = {**shapes[best], STRENGTH: float(tried[best][position])}
@@ -239,7 +251,7 @@ def configured(model: LinearMTL, settings: Mapping[str, Any]) -> LinearMTL:
     return model.set_params(**{name: value for name, value in settings.items() if name in model.get_params()})
 
 
-def _until_worse(parts: Sequence[Iterator[float]], size: int, patience: int) -> Array:
+def until_worse(parts: Sequence[Iterator[float]], size: int, patience: int) -> Array:
     """(size,) sums of what the parts yield, side by side; infinite from where ``patience`` of them brought no less."""
     loss = np.full(size, np.inf)
     for a in range(size):

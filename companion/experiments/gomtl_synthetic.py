@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,8 +129,5 @@ def drawn(number: int, condition: str, seed: int) -> SyntheticTasks:
     def moved(tasks: Tasks) -> Tasks:
         return tasks.with_targets([y + X @ (W[:, t] - data.W[:, t]) for t, (X, y) in enumerate(tasks)])
 
-    return SyntheticTasks(
-        train=moved(data.train),
-        test=moved(data.test),
-        **{"W": W, "L": W, "S": np.eye(len(W.T)), "groups": np.arange(len(W.T)), "noise_variance": data.noise_variance},
-    )
+    truth = {"W": W, "L": W, "S": np.eye(len(W.T)), "groups": np.arange(len(W.T))}
+    return replace(data, train=moved(data.train), test=moved(data.test), **truth)

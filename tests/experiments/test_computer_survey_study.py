@@ -7,8 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso, Ridge
 
-from companion.datasets import ComputerSurvey
-from companion.experiments import ComputerSurveyStudy, computer_survey
+from companion.experiments import ComputerSurveyStudy
 from companion.experiments._frame import run
 from companion.experiments._relations import BUILD, LABELS, STRENGTH, choose, configured, inner_folds, stacked
 from companion.experiments.computer_survey import (
@@ -34,23 +33,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def ratings(monkeypatch):
+def ratings(use_survey):
     """A survey of 20 profiles with a constant and four attributes of -1 and +1, rated by 13 respondents."""
     rng = np.random.default_rng(0)
     X = np.column_stack([np.ones(20), rng.choice([-1.0, 1.0], size=(20, 4))])
     W = rng.normal(size=(4, 1)) + 0.3 * rng.normal(size=(4, 13))
     Y = X[:, 1:] @ W + rng.normal(5, 1, size=13) + 0.5 * rng.normal(size=(20, 13))
-    data = ComputerSurvey(
-        X=X,
-        Y=Y,
-        respondents=np.zeros((13, 1)),
-        feature_names=("constant", *"abcd"),
-        respondent_names=("none",),
-        splits=(),
-        sha256={"made up": "00"},
-    )
-    monkeypatch.setattr(computer_survey, "survey", lambda: data)
-    return data
+    return use_survey(X, Y)
 
 
 @pytest.fixture
