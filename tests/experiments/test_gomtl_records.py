@@ -9,7 +9,7 @@ from companion.experiments.gomtl_synthetic import AS_IT_IS, TOLD, UNRELATED
 from companion.metrics import paired_difference
 from companion.records import load_record, plain
 
-RECORDED = ("gomtl-synthetic1",)
+RECORDED = ("gomtl-school", "gomtl-synthetic1")
 GO_MTL = "GO-MTL"
 
 
@@ -66,3 +66,23 @@ def test_a_unit_comes_out_again():
     again = experiment("gomtl-synthetic1").run_unit(row["unit"], record.config, torch.device("cpu"))
     assert again["metrics"]["rmse"] == pytest.approx(row["metrics"]["rmse"], abs=1e-4)
     np.testing.assert_array_equal(again["per_task"]["group"], row["per_task"]["group"])
+
+
+def school(record, method, intercept, condition=AS_IT_IS):
+    return values(record, method=method, intercept=intercept, condition=condition)
+
+
+@pytest.mark.parametrize("intercept", ["penalised", "free per task"])
+def test_on_school_one_mean_is_better_than_latent_tasks(intercept):
+    """On the same splits and folds; both are far ahead of separate models."""
+    go = school("gomtl-school", GO_MTL, intercept)
+    assert len(go) == 10
+    mean, single = (school("school-relations", method, intercept) for method in ("mean-regularised", "single"))
+    assert paired_difference(go, mean).low > 0
+    assert paired_difference(go, single).high < 0
+
+
+def test_on_school_nothing_is_found_where_nothing_can_be():
+    permuted = "free per task", "y permuted within tasks"
+    go, mean = school("gomtl-school", GO_MTL, *permuted), school("school-relations", "task mean", *permuted)
+    assert len(go) == 10 and abs(paired_difference(go, mean).mean) < 0.01
