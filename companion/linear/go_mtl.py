@@ -27,10 +27,12 @@ from companion.solvers.convex import minimise
 from companion.solvers.latent import Factors, LatentProblem, newton
 from companion.solvers.problem import Problem
 from companion.solvers.result import Result
+from companion.solvers.rounded_codes import sharpen
 from companion.tasks import Tasks
 
 _ROUGH = 1e-2  # accuracy of the half-steps as long as Newton's method is still to come
 _SWEEPS = 10  # before it
+_STEPS = 200  # of it, before corners are rounded
 
 
 def separate_weights(problem: Problem, lam: float) -> Tensor:
@@ -99,17 +101,30 @@ class Fit(NamedTuple):
 
 
 def fit_factors(latent: LatentProblem, start: Factors, tol: float, max_iter: int) -> Fit:
-    """A few sweeps from ``start``, then Newton's method until every condition holds to ``tol``."""
+    """A few sweeps from ``start``, then Newton's method until every condition holds to ``tol``.
+
+    Where that does not come to an end, the corners of the absolute values are rounded for a while (see
+    :mod:`companion.solvers.rounded_codes`), and it goes on from there.
+    """
     sweeps = alternate_factors(latent, latent.balanced(start), min(_SWEEPS, max_iter))
-    history = list(sweeps.objective)
-    factors, n_steps = sweeps.state, 0
-    if sweeps.n_iter < max_iter:
+    factors, history, left = sweeps.state, list(sweeps.objective), max_iter - sweeps.n_iter
 
-        def watch(at: Factors) -> None:
-            history.append(latent.value(at))
+    def watch(at: Factors) -> None:
+        history.append(latent.value(at))
 
-        factors, n_steps = newton(latent, factors, tol, max_iter - sweeps.n_iter, watch)
-    return Fit(factors, latent.value(factors), history, sweeps.n_iter + n_steps)
+    def go_on(at: Factors, most: int) -> Factors:
+        nonlocal left
+        found, n_steps = newton(latent, at, tol, min(most, left), watch) if left > 0 else (at, 0)
+        left -= n_steps
+        return found
+
+    factors = go_on(factors, _STEPS)
+    if left > 0 and max(latent.stationarity(factors)) > tol:
+        sharp, n_steps = sharpen(latent, factors, left)
+        left -= n_steps
+        sharp = latent.codes(sharp, tol / 3, 10_000)
+        factors = go_on(sharp if latent.value(sharp) < latent.value(factors) else factors, left)
+    return Fit(factors, latent.value(factors), history, max_iter - left)
 
 
 def in_order(factors: Factors) -> Factors:
@@ -262,8 +277,9 @@ class LabelsOfFit:
 _DOC = r"""
     The problem is not convex. A stationary point is found by sweeps of alternating minimisation from a factorisation of
     single-task weights, and by Newton's method on L with the codes eliminated; it satisfies every condition of
-    ``certificate_``. For another scale of L there is another of S: only :math:`\lambda \mu^2` matters to the weights,
-    so that one of the two may stay as it is while the other is tuned.
+    ``certificate_``. Where that takes too long, as it does for a small mu and many latent tasks, the corners of the
+    absolute values are rounded for a while. For another scale of L there is another of S: only :math:`\lambda \mu^2`
+    matters to the weights, so that one of the two may stay as it is while the other is tuned.
 
     Parameters
     ----------

@@ -137,7 +137,7 @@ class LatentProblem:
                 break
             violation = code_violation(coded.descent(point), point.W, self.mu)
             bend = coded.loss.curvature(coded.y, point.margin, coded.v)
-            proposal = coded.at(point.W + codes_follow(coded, bend, point.W)(violation))
+            proposal = coded.at(point.W + codes_follow(coded, bend, point.W != 0)(violation))
             now = self._violation(coded, proposal)
             # Where latent tasks depend on each other the system is singular, and a step may lead anywhere.
             same = torch.equal(proposal.W.sign(), point.W.sign())
@@ -282,9 +282,9 @@ class _CodesFixed:
     point: Point
 
     @classmethod
-    def at(cls, latent: LatentProblem, factors: Factors, metric: _Metric) -> Self:
+    def at(cls, latent: LatentProblem, factors: Factors, metric: _Metric, **more: float) -> Self:
         point = latent.problem.with_descent(latent.problem.at(factors.L @ factors.S))
-        return cls(latent, factors, _Coordinates.of(latent, metric, factors.S), point)
+        return cls(latent, factors, _Coordinates.of(latent, metric, factors.S), point, **more)
 
     @cached_property
     def value(self) -> float:
@@ -339,9 +339,7 @@ class CodesEliminated(_CodesFixed):
     @classmethod
     def of(cls, latent: LatentProblem, factors: Factors, metric: _Metric, tol: float) -> Self:
         """At ``factors.L``; the search for codes starts at ``factors.S``."""
-        best = latent.codes(factors, tol / 3, 10_000)
-        point = latent.problem.with_descent(latent.problem.at(best.L @ best.S))
-        return cls(latent, best, _Coordinates.of(latent, metric, best.S), point, tol)
+        return cls.at(latent, latent.codes(factors, tol / 3, 10_000), metric, tol=tol)
 
     @cached_property
     def _coded(self) -> Problem:
@@ -350,7 +348,7 @@ class CodesEliminated(_CodesFixed):
     @cached_property
     def _solve_codes(self) -> Callable[[Tensor], Tensor]:
         """From derivatives (K, T) to the changes of the codes in use that undo them."""
-        return codes_follow(self._coded, self.bend, self.factors.S)
+        return codes_follow(self._coded, self.bend, self.factors.S != 0)
 
     def curvature(self, x: Tensor) -> Tensor:
         V, (_, S) = self.coordinates.change(x), self.factors
@@ -375,18 +373,33 @@ def code_violation(pull: Tensor, S: Tensor, mu: float) -> Tensor:
     return torch.where(S != 0, pull - mu * S.sign(), (pull.abs() - mu).clamp(min=0.0))
 
 
-def codes_follow(coded: Problem, bend: Tensor, S: Tensor) -> Callable[[Tensor], Tensor]:
-    """From derivatives (K, T) to the changes of the codes in use that undo them, for rows that bend by ``bend``."""
+def codes_follow(
+    coded: Problem, bend: Tensor, used: Tensor, bend_of_codes: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """From derivatives (K, T) to the changes of the codes that undo them.
+
+    Parameters
+    ----------
+    coded : Problem
+    bend : tensor, one number per row
+        Second derivatives of the loss.
+    used : (K, T) bool tensor
+        The codes that may change.
+    bend_of_codes : (K, T) tensor, optional
+        Second derivatives of what the codes cost, where they are not zero.
+    """
     H = second_moments(coded, bend)  # (T, K, K)
     if coded.free:
         u = coded.rows.transpose_times(bend).T  # (T, K)
         H = H - u[:, :, None] * u[:, None, :] / coded.rows.sums(bend).clamp(min=1e-300)[:, None, None]
-    used = (S != 0).T  # (T, K)
-    both = used[:, :, None] & used[:, None, :]
+    if bend_of_codes is not None:
+        H = H + torch.diag_embed(bend_of_codes.T)
+    free = used.T  # (T, K)
+    both = free[:, :, None] & free[:, None, :]
     diagonal = torch.diagonal(H, dim1=1, dim2=2)
-    ridge = torch.where(used, 1e-13 * diagonal.amax(1, keepdim=True), 1.0)
+    ridge = torch.where(free, 1e-13 * diagonal.amax(1, keepdim=True), 1.0)
     factor = torch.linalg.cholesky_ex(torch.where(both, H, 0.0) + torch.diag_embed(ridge))[0]
-    return lambda r: torch.where(used, torch.cholesky_solve((used * r.T)[:, :, None], factor)[:, :, 0], 0.0).T
+    return lambda r: torch.where(free, torch.cholesky_solve((free * r.T)[:, :, None], factor)[:, :, 0], 0.0).T
 
 
 def second_moments(problem: Problem, h: Tensor) -> Tensor:
