@@ -1,7 +1,6 @@
 """Computer survey: a small file of the same form everywhere, and the published file where it is present."""
 
 import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +9,7 @@ import pytest
 from scipy.io import savemat
 
 from companion.datasets import computer_survey, load_computer_survey
-
-DATA = os.environ.get("COMPANION_DATA")
-needs_survey = pytest.mark.skipif(
-    not DATA or not Path(DATA, "computer_survey", computer_survey.SURVEY.name).is_file(),
-    reason="optional data absent: set COMPANION_DATA to a folder that holds "
-    f"computer_survey/{computer_survey.SURVEY.name}",
-)
+from tests.needs import DATA, needs_survey
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,7 @@
 
 import gzip
 import hashlib
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,14 +10,7 @@ import pytest
 from scipy.io import savemat
 
 from companion.datasets import kang_digits, load_kang_digits, load_mnist, load_usps, mnist, usps
-
-DATA = os.environ.get("COMPANION_DATA")
-
-
-def needs(file):
-    """Skip where a published file is absent."""
-    absent = not DATA or not Path(DATA, file.folder, file.name).is_file()
-    return pytest.mark.skipif(absent, reason=f"optional data absent: set COMPANION_DATA to a folder that holds {file}")
+from tests.needs import needs
 
 
 def stored(folder, file, content):

@@ -1,7 +1,6 @@
 """School: reading a small file of the same form everywhere, and the published files where they are present."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,7 @@ import pytest
 from scipy.io import savemat
 
 from companion.datasets import DataFile, load_school, school
-
-DATA = os.environ.get("COMPANION_DATA")
-needs_school = pytest.mark.skipif(
-    not DATA or not Path(DATA, "school", "school_b.mat").is_file(),
-    reason="optional data absent: set COMPANION_DATA to a folder that holds school/school_b.mat",
-)
+from tests.needs import DATA, needs_school
 
 
 @pytest.fixture(scope="module")

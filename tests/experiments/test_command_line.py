@@ -9,10 +9,7 @@ import pytest
 from companion.experiments import EXPERIMENTS, __main__
 from companion.experiments._frame import Experiment
 from companion.records import RunRecord
-
-needs_school = pytest.mark.skipif(
-    not os.environ.get("COMPANION_DATA"), reason="needs school/school_b.mat and its splits: COMPANION_DATA is not set"
-)
+from tests.needs import needs_school
 
 
 def command(*arguments, **environment):

@@ -1,7 +1,5 @@
 """The survey's experiment: what is drawn, on made-up ratings; methods against the public classes; the record."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -25,10 +23,8 @@ from companion.experiments.computer_survey import (
 from companion.linear import BayesianMTL, Pooled
 from companion.metrics import paired_difference
 from companion.records import load_record, plain
+from tests.needs import needs_survey
 
-needs_survey = pytest.mark.skipif(
-    not os.environ.get("COMPANION_DATA"), reason="needs the file of the computer survey: COMPANION_DATA is not set"
-)
 CPU = torch.device("cpu")
 
 

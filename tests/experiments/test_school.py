@@ -1,7 +1,5 @@
 """The School experiments: what the controls change and leave alone, on made-up rows; the protocol, on the data."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -13,10 +11,8 @@ from companion.experiments._school import Rows, measure, null_predictions, prepa
 from companion.experiments.school_controls import as_it_is, permute_targets, shuffle_task_ids, unrelate_tasks
 from companion.linear import SingleTask
 from companion.records import load_record
+from tests.needs import needs_school
 
-needs_school = pytest.mark.skipif(
-    not os.environ.get("COMPANION_DATA"), reason="needs school/school_b.mat and its splits: COMPANION_DATA is not set"
-)
 REFERENCE = {"single": (10.355, 0.344), "pooled": (10.368, 0.342)}  # RMSE, explained variance; measured elsewhere
 PROTOCOL = {"scaling": "standardised", "penalty": "one for all", "intercept": "penalised"}
 

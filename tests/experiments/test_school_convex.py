@@ -1,7 +1,6 @@
 """The convex models on School: the search for penalties on made-up rows; the protocol, on the record and the data."""
 
 import math
-import os
 
 import numpy as np
 import pytest
@@ -23,10 +22,8 @@ from companion.linear import DirtyModel, MultiTaskLasso, RobustMTL, TraceNorm
 from companion.metrics import paired_difference
 from companion.records import load_record, plain
 from companion.tasks import Tasks
+from tests.needs import needs_school
 
-needs_school = pytest.mark.skipif(
-    not os.environ.get("COMPANION_DATA"), reason="needs school/school_b.mat and its splits: COMPANION_DATA is not set"
-)
 REFERENCE = {
     "single": (10.355, 0.344),
     "pooled": (10.368, 0.342),

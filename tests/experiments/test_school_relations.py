@@ -1,7 +1,6 @@
 """Models of task relations on School: the search they share, on made-up rows; the protocol, on record and data."""
 
 import itertools
-import os
 
 import numpy as np
 import pytest
@@ -49,10 +48,8 @@ from companion.linear._convex import ConvexModel
 from companion.metrics import explained_variance, paired_difference, rmse
 from companion.records import load_record, plain
 from companion.tasks import Tasks
+from tests.needs import needs_school
 
-needs_school = pytest.mark.skipif(
-    not os.environ.get("COMPANION_DATA"), reason="needs school/school_b.mat and its splits: COMPANION_DATA is not set"
-)
 CPU = torch.device("cpu")
 # Where a parameter has a natural limit, its grid may end in it.
 LIMITS = {

@@ -1,8 +1,6 @@
 """Models that cluster tasks, against semidefinite programs, ridge regression, planted clusters and odd data."""
 
-import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from companion import Tasks
 from companion.datasets import load_school
 from companion.linear import ASO, ClusteredMTL, ClusteredMTLClassifier, JacobClusteredMTL, SingleTask
 from companion.tasks import Standardiser
+from tests.needs import needs_school
 from tests.oracles import clustered, convex
 
 RHO1, RHO2, MEAN, BETWEEN, WITHIN = 0.9, 0.07, 0.03, 0.11, 0.8
@@ -319,12 +318,6 @@ def test_a_task_of_a_hundred_thousand_rows_among_small_ones(name):
 
 
 # --- School ----------------------------------------------------------------------------------------------------------
-
-DATA = os.environ.get("COMPANION_DATA")
-needs_school = pytest.mark.skipif(
-    not DATA or not Path(DATA, "school", "school_b.mat").is_file(),
-    reason="optional data absent: set COMPANION_DATA to a folder that holds school/school_b.mat",
-)
 
 
 @needs_school

@@ -1,9 +1,7 @@
 """What a convex solver could trip over: odd scales, constant and repeated columns, tiny tasks, no numba, few steps."""
 
-import os
 import warnings
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +24,7 @@ from companion.linear import (
     TraceNormCV,
 )
 from companion.tasks import Standardiser
+from tests.needs import needs_school
 from tests.oracles import convex as oracle
 
 INF = np.inf
@@ -414,12 +413,6 @@ def test_a_torch_model_and_a_numpy_model_agree(data):
 
 
 # --- real data -------------------------------------------------------------------------------------------------------
-
-DATA = os.environ.get("COMPANION_DATA")
-needs_school = pytest.mark.skipif(
-    not DATA or not Path(DATA, "school", "school_b.mat").is_file(),
-    reason="optional data absent: set COMPANION_DATA to a folder that holds school/school_b.mat",
-)
 
 
 @needs_school
