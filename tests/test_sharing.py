@@ -27,6 +27,7 @@ def test_a_task_that_goes_backwards_is_near():
     assert found[1, 4] == pytest.approx(1) and found[0, 1] == pytest.approx(1 / np.sqrt(1.25))
     assert found[0, 2] == pytest.approx(0.5 * 4 / np.sqrt(1.25 * 17)) and not found[3].any()
     assert task_similarity(S)[1, 4] == pytest.approx(-1)
+    np.testing.assert_allclose(code_similarity(1e-9 * S), found, atol=1e-12)  # no length is too short
 
 
 def test_similarity_of_weights_does_not_depend_on_the_factors():
