@@ -103,6 +103,10 @@ class LatentProblem:
         """The objective."""
         return self.problem.at(at.L @ at.S).value + self.penalty(at)
 
+    def at(self, at: Factors) -> Point:
+        """The weights with the data term and its gradient there."""
+        return self.problem.with_descent(self.problem.at(at.L @ at.S))
+
     def coded(self, L: Tensor) -> Problem:
         """The data term as a function of the codes: rows ``X L`` in place of X."""
         base = self.problem
@@ -244,7 +248,7 @@ def _metric(latent: LatentProblem) -> _Metric:
 
 
 @dataclass(frozen=True)
-class _Coordinates:
+class Coordinates:
     r"""Coordinates x of changes of L in which the Hessian resembles the identity.
 
     :math:`\sum_t s_t s_t^\top \otimes X_t^\top V_t X_t` is about the product of two sums, and a product of matrices
@@ -256,7 +260,7 @@ class _Coordinates:
     root: Tensor  # (d, K) square roots of the approximate Hessian's eigenvalues, over the scale
 
     @classmethod
-    def of(cls, latent: LatentProblem, metric: _Metric, S: Tensor) -> _Coordinates:
+    def of(cls, latent: LatentProblem, metric: _Metric, S: Tensor) -> Coordinates:
         values, R = torch.linalg.eigh(S @ S.T)
         hessian = metric.values[:, None] * values.clamp(min=0.0) + 2 * latent.lam
         return cls(metric, R, (hessian / latent.scale).sqrt())
@@ -278,13 +282,12 @@ class _CodesFixed:
 
     latent: LatentProblem
     factors: Factors
-    coordinates: _Coordinates
+    coordinates: Coordinates
     point: Point
 
     @classmethod
-    def at(cls, latent: LatentProblem, factors: Factors, metric: _Metric, **more: float) -> Self:
-        point = latent.problem.with_descent(latent.problem.at(factors.L @ factors.S))
-        return cls(latent, factors, _Coordinates.of(latent, metric, factors.S), point, **more)
+    def at(cls, latent: LatentProblem, factors: Factors, metric: _Metric) -> Self:
+        return cls(latent, factors, Coordinates.of(latent, metric, factors.S), latent.at(factors))
 
     @cached_property
     def value(self) -> float:
@@ -339,7 +342,8 @@ class CodesEliminated(_CodesFixed):
     @classmethod
     def of(cls, latent: LatentProblem, factors: Factors, metric: _Metric, tol: float) -> Self:
         """At ``factors.L``; the search for codes starts at ``factors.S``."""
-        return cls.at(latent, latent.codes(factors, tol / 3, 10_000), metric, tol=tol)
+        best = latent.codes(factors, tol / 3, 10_000)
+        return cls(latent, best, Coordinates.of(latent, metric, best.S), latent.at(best), tol)
 
     @cached_property
     def _coded(self) -> Problem:

@@ -17,7 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from companion.solvers.latent import CodesEliminated, Factors, LatentProblem, codes_follow
+from companion.solvers.latent import CodesEliminated, Coordinates, Factors, LatentProblem, codes_follow
 from companion.solvers.problem import Point, Problem
 from companion.solvers.trust_region import maximise
 
@@ -34,8 +34,8 @@ class RoundedCodes(CodesEliminated):
     @classmethod
     def rounded(cls, latent: LatentProblem, factors: Factors, delta: float) -> Self:
         """At ``factors.L``; the search for codes starts at ``factors.S``."""
-        S = _minimise_codes(latent.coded(factors.L), factors.S, latent.mu, delta)
-        return cls.at(latent, factors._replace(S=S), latent.metric, tol=0.0, delta=delta)
+        best = factors._replace(S=_minimise_codes(latent.coded(factors.L), factors.S, latent.mu, delta))
+        return cls(latent, best, Coordinates.of(latent, latent.metric, best.S), latent.at(best), 0.0, delta)
 
     @cached_property
     def value(self) -> float:
