@@ -11,7 +11,8 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -307,13 +308,34 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def replace_text(path: str | Path, text: str) -> None:
-    """Write a file aside and move it into place, so that no reader ever sees half of it."""
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to; at the end it is on the disk and takes the place of ``path``.
+
+    No reader ever sees half of it, and no crash leaves half of it. If writing fails, ``path`` stays as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8", newline="\n")
+        yield aside
+        _to_disk(aside)
         os.replace(aside, path)
+        if os.name == "posix":  # elsewhere folders cannot be opened, and the move is safe without
+            _to_disk(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def replace_text(path: str | Path, text: str) -> None:
+    """Write a text file aside and move it into place."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
