@@ -53,6 +53,45 @@ def code_similarity(S: Any) -> Array:
     return _cosines(np.abs(_matrix(S, "S")))
 
 
+def sharing_strength(S: Any, normalized: bool = True) -> float:
+    r"""Mean cosine between the codes of all pairs of tasks (Yang & Hospedales 2017),
+
+    .. math:: \rho = \frac{2}{T (T - 1)} \sum_{s < t} \cos(\tilde S_{\cdot s}, \tilde S_{\cdot t}),
+        \qquad \tilde S_{\cdot t} = \mathrm{softmax}(\lvert S_{\cdot t} \rvert).
+
+    It depends on the factors as well as on the weights they make: on the basis that the latent tasks are written in
+    and, once normalised, on the scale of the codes. Compare it within one format only, and look at
+    :func:`task_similarity` beside it.
+
+    Parameters
+    ----------
+    S : (K, T) array or tensor
+        Task factor of a layer, T at least 2.
+    normalized : bool, default True
+        Take the softmax of absolute values in every column first, as the paper does. It makes all values positive, and
+        separate tasks (S the identity) get :math:`(2 e + T - 2) / (e^2 + T - 1)`, not zero.
+
+    Returns
+    -------
+    float
+        In (0, 1] normalised, in [-1, 1] raw: 0 for orthogonal codes and 1 for equal ones. A task without a code has
+        cosine 0 with every other.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two tasks, which have no pair.
+    """
+    codes = _matrix(S, "S")
+    T = codes.shape[1]
+    if T < 2:
+        raise ValueError(f"sharing strength compares pairs of tasks and needs at least two; got {T}")
+    if normalized:
+        codes = np.exp(np.abs(codes) - np.abs(codes).max(axis=0))
+        codes = codes / codes.sum(axis=0)
+    return float(_cosines(codes)[np.triu_indices(T, 1)].mean())
+
+
 def task_similarity(W: Any) -> Array:
     r"""(T, T) cosines between the weights of tasks, :math:`w_s^\top w_t / (\lVert w_s \rVert \lVert w_t \rVert)`.
 

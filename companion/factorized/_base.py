@@ -1,0 +1,268 @@
+"""What all formats of factorised weights have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from companion.factorized.ranks import Ranks
+
+
+class Chain(NamedTuple):
+    r"""Weights as a chain of maps, :math:`W_t = \mathrm{left} \cdot \mathrm{middle}_t \cdot \mathrm{right}`.
+
+    Inputs can go through the chain without the weights ever being composed. ``None`` stands for the identity.
+    """
+
+    left: Tensor | None  #: (C, K_in), or (*kernel, C, K_in) where it takes in every input mode; common to all tasks
+    middle: Tensor | None  #: (T, ..., K_in, K_out), one per task; None where the tasks share one map, which is left
+    right: Tensor | None  #: (K_out, O), common to all tasks
+
+
+class ChainSizes(NamedTuple):
+    """Sizes of a :class:`Chain`, known before it is made; what a layer needs to count its cost."""
+
+    inner: int  #: K_in
+    outer: int  #: K_out
+    left: bool  #: whether there is a left map
+    whole: bool  #: whether it takes in every input mode (a kernel and its channels) and not the last one only
+    right: bool  #: whether there is a right map
+    middle: bool = True  #: whether the tasks differ at all
+
+
+class FactorizedTensor(nn.Module, ABC):
+    r"""Weights of T tasks, a tensor ``(D_1, ..., D_{N-1}, T)`` whose last mode is the task.
+
+    Every format is :math:`W_{\cdot, t} = \sum_k L_{\cdot, k} S_{k, t}` with a basis L made of factors that all tasks
+    share and a task factor S; the formats differ in how L is made. The latent axis k of stored factors comes first,
+    so that composing is one matrix product with the tasks in front.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        ``(D_1, ..., D_{N-1}, T)``.
+    """
+
+    shape: tuple[int, ...]
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(int(size) for size in shape)
+        if len(self.shape) < 2 or min(self.shape) < 1:
+            raise ValueError(f"shape must be (D_1, ..., T) with at least one mode beside the tasks; got {self.shape}")
+
+    @classmethod
+    @abstractmethod
+    def from_weights(
+        cls,
+        W: Any,
+        eps: float = 0.1,
+        ranks: Ranks | None = None,
+        rule: str = "frobenius",
+        fold: bool = True,
+        balance: bool = False,
+    ) -> Self:
+        """Factorise the weights of trained tasks.
+
+        Parameters
+        ----------
+        W : (D_1, ..., D_{N-1}, T) tensor or array
+            Task mode last.
+        eps : float in (0, 1], default 0.1
+            Where no ranks are given: relative error that is allowed, under the given rule.
+        ranks : int, float, or tuple of int, optional
+            The format's ranks: a tuple is taken as it is, one integer caps each of them, a float in (0, 1] is a
+            fraction of the largest each can be.
+        rule : {"frobenius", "pivoted-qr"}
+            What eps means: a bound on the true relative error, or the threshold on the pivots of a QR factorisation
+            that the authors of DMTRL used.
+        fold : bool, default True
+            Let a factor of full rank go into its neighbour, which costs no expressive power and saves its parameters.
+            The task factor never does.
+        balance : bool, default False
+            Scale the factors to equal root mean square entries, see :meth:`balance_`.
+
+        Raises
+        ------
+        ValueError
+            eps outside (0, 1], ranks above what the modes allow, W with NaN or infinity or without a task mode.
+        """
+
+    @classmethod
+    @abstractmethod
+    def random(
+        cls,
+        shape: Sequence[int],
+        ranks: Ranks | None,
+        fan_in: int | None = None,
+        generator: torch.Generator | None = None,
+        fold: bool = True,
+        balance: bool = False,
+    ) -> Self:
+        """Draw factors whose composed weights have the scale of a plain layer.
+
+        Parameters
+        ----------
+        shape : (D_1, ..., D_{N-1}, T)
+        ranks : int, float, or tuple of int
+            As in :meth:`from_weights`.
+        fan_in : int, optional
+            Inputs of one unit; by default the product of all modes but the last two. Composed weights have the mean
+            square ``1 / (3 fan_in)``, the variance that :class:`torch.nn.Linear` begins with.
+        generator : torch.Generator, optional
+            Source of the draw.
+        fold, balance : bool
+            As in :meth:`from_weights`.
+        """
+
+    @abstractmethod
+    def basis(self) -> Tensor:
+        """(K, D_1, ..., D_{N-1}) weights of the latent tasks, L."""
+
+    @abstractmethod
+    def task_factor(self) -> Tensor:
+        """(K, T) task factor S; column t says how task t combines the latent tasks."""
+
+    @property
+    @abstractmethod
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks of the format, those of factors that were folded away included."""
+
+    @property
+    def folded(self) -> tuple[int, ...]:
+        """Positions in :attr:`ranks` that have no factor of their own, because it went into its neighbour."""
+        return ()
+
+    @abstractmethod
+    def chain(self) -> Chain:
+        """Weights of a layer, ``(*kernel, C, O, T)`` or ``(I, O, T)``, as maps for activations to go through."""
+
+    @abstractmethod
+    def chain_sizes(self) -> ChainSizes:
+        """Sizes of :meth:`chain`."""
+
+    @abstractmethod
+    def chain_cost(self) -> int:
+        """Multiply-adds to make the middle of :meth:`chain`."""
+
+    def compose_cost(self) -> int:
+        """Multiply-adds of :meth:`compose`."""
+        return self.basis_cost() + self.task_factor().shape[0] * prod(self.shape)
+
+    @abstractmethod
+    def basis_cost(self) -> int:
+        """Multiply-adds of :meth:`basis`."""
+
+    @abstractmethod
+    def _grow(self, code: Tensor) -> None:
+        """Give the task factor one more column ``(K,)``."""
+
+    def compose(self) -> Tensor:
+        """(D_1, ..., D_{N-1}, T) the weights of all tasks; in memory the tasks lie one behind the other."""
+        W = self.task_factor().T @ self.basis().flatten(1)  # (T, P)
+        return W.view(self.n_tasks, *self.shape[:-1]).movedim(0, -1)
+
+    @property
+    def n_tasks(self) -> int:
+        """T."""
+        return self.shape[-1]
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers the factors hold."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def add_task(self, code: Tensor | None = None) -> int:
+        """Give one more task a column of the task factor, and nothing else.
+
+        Optimizers that hold the old task factor have to be made anew.
+
+        Parameters
+        ----------
+        code : (K,) tensor, optional
+            How the new task combines the latent tasks; by default the mean of the codes of the others.
+
+        Returns
+        -------
+        int
+            Position of the new task.
+        """
+        S = self.task_factor().detach()
+        if code is None:
+            code = S.mean(dim=1)
+        elif code.shape != S.shape[:1]:
+            raise ValueError(
+                f"code must have shape ({S.shape[0]},), one number per latent task; got {tuple(code.shape)}"
+            )
+        self._grow(code.detach().to(S))
+        self.shape = (*self.shape[:-1], self.n_tasks + 1)
+        return self.n_tasks - 1
+
+    @torch.no_grad()
+    def balance_(self) -> Self:
+        """Scale the factors to equal root mean square entries; the composed weights stay as they are.
+
+        Truncated SVDs leave orthonormal factors with tiny entries beside one that carries the whole scale. Adam moves
+        all entries by steps of one size, so its first step throws such weights far off.
+        """
+        factors = [parameter for parameter in self.parameters() if parameter.numel()]
+        scales = torch.stack([factor.square().mean().sqrt() for factor in factors])
+        if len(factors) > 1 and bool((scales > 0).all()):
+            common = scales.log().mean().exp()
+            for factor, scale in zip(factors, scales, strict=True):
+                factor.mul_(common / scale)
+        return self
+
+    @torch.no_grad()
+    def _scale_like_plain_layer(self, fan_in: int | None) -> Self:
+        """Bring the composed weights to mean square ``1 / (3 fan_in)``, by way of the first factor."""
+        if fan_in is None:
+            fan_in = prod(self.shape[:-2])
+        if fan_in < 1:
+            raise ValueError(f"fan_in must be at least 1; got {fan_in}")
+        mean_square = self.compose().square().mean()
+        next(iter(self.parameters())).mul_((3 * fan_in * mean_square).rsqrt())
+        return self
+
+    def _finish(self, balance: bool) -> Self:
+        return self.balance_() if balance else self
+
+    def extra_repr(self) -> str:
+        folded = f", folded={self.folded}" if self.folded else ""
+        return f"shape={self.shape}, ranks={self.ranks}{folded}, n_parameters={self.n_parameters}"
+
+
+def check_weights(W: Any) -> Tensor:
+    """A finite floating-point tensor with at least one mode beside the tasks.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Fewer than two modes, an empty mode, NaN or infinity; not of a floating-point type.
+    """
+    W = torch.as_tensor(W).detach()
+    if not W.is_floating_point():
+        raise TypeError(f"W must hold floating-point numbers; got {W.dtype}")
+    if W.ndim < 2 or W.numel() == 0:
+        raise ValueError(
+            f"W must have shape (D_1, ..., T) with at least one mode beside the tasks; got {tuple(W.shape)}"
+        )
+    if not bool(torch.isfinite(W).all()):
+        raise ValueError("W must be finite; it contains NaN or infinity")
+    return W
+
+
+def unit_codes(K: int, T: int, generator: torch.Generator | None) -> Tensor:
+    """(K, T) random codes of length one, so that every task begins with weights of the same size."""
+    S = torch.randn(K, T, generator=generator)
+    return S / S.norm(dim=0)
+
+
+def orthonormal(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
+    """(rows, columns) random matrix with orthonormal columns, or rows where it is wide."""
+    return nn.init.orthogonal_(torch.empty(rows, columns), generator=generator)

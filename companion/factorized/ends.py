@@ -1,0 +1,187 @@
+"""The two ends between which factorised weights lie: nothing shared, and everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from companion.factorized._base import Chain, ChainSizes, FactorizedTensor, check_weights
+from companion.factorized.ranks import Ranks
+
+
+class Independent(FactorizedTensor):
+    """Separate weights for every task: single-task learning, T networks side by side.
+
+    Parameters
+    ----------
+    weight : (T, D_1, ..., D_{N-1}) tensor
+        Task axis first, as it is stored.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__((*weight.shape[1:], weight.shape[0]))
+        self.weight = nn.Parameter(weight)
+
+    @classmethod
+    def from_weights(
+        cls,
+        W: Any,
+        eps: float = 0.1,
+        ranks: Ranks | None = None,
+        rule: str = "frobenius",
+        fold: bool = True,
+        balance: bool = False,
+    ) -> Self:
+        """Take the weights as they are; the other arguments mean nothing here."""
+        return cls(check_weights(W).movedim(-1, 0).contiguous().clone())
+
+    @classmethod
+    def random(
+        cls,
+        shape: Sequence[int],
+        ranks: Ranks | None = None,
+        fan_in: int | None = None,
+        generator: torch.Generator | None = None,
+        fold: bool = True,
+        balance: bool = False,
+    ) -> Self:
+        """Draw every task's weights uniformly, as a plain layer does."""
+        fan_in = prod(shape[:-2]) if fan_in is None else fan_in
+        return cls(uniform((shape[-1], *shape[:-1]), fan_in, generator))
+
+    def basis(self) -> Tensor:
+        """(T, D_1, ..., D_{N-1}) the weights themselves: every task is its own latent task."""
+        return self.weight
+
+    def task_factor(self) -> Tensor:
+        """(T, T) identity."""
+        return torch.eye(self.n_tasks, dtype=self.weight.dtype, device=self.weight.device)
+
+    def compose(self) -> Tensor:
+        """(D_1, ..., D_{N-1}, T) a view of the weights."""
+        return self.weight.movedim(0, -1)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The number of tasks."""
+        return (self.n_tasks,)
+
+    def chain(self) -> Chain:
+        """The weights alone."""
+        return Chain(None, self.weight, None)
+
+    def chain_sizes(self) -> ChainSizes:
+        """No left, no right."""
+        return ChainSizes(self.shape[-3], self.shape[-2], False, False, False)
+
+    def chain_cost(self) -> int:
+        """Nothing."""
+        return 0
+
+    def basis_cost(self) -> int:
+        """Nothing."""
+        return 0
+
+    def compose_cost(self) -> int:
+        """Nothing: the weights are there."""
+        return 0
+
+    def _grow(self, code: Tensor) -> None:
+        new = torch.tensordot(code, self.weight.detach(), 1)
+        self.weight = nn.Parameter(torch.cat([self.weight.detach(), new[None]]))
+
+
+class Tied(FactorizedTensor):
+    """One weight for all tasks: hard sharing.
+
+    Parameters
+    ----------
+    weight : (D_1, ..., D_{N-1}) tensor
+    n_tasks : int
+    """
+
+    def __init__(self, weight: Tensor, n_tasks: int) -> None:
+        super().__init__((*weight.shape, n_tasks))
+        self.weight = nn.Parameter(weight)
+
+    @classmethod
+    def from_weights(
+        cls,
+        W: Any,
+        eps: float = 0.1,
+        ranks: Ranks | None = None,
+        rule: str = "frobenius",
+        fold: bool = True,
+        balance: bool = False,
+    ) -> Self:
+        """Take the mean over the tasks, the nearest weight in the square sense; the other arguments mean nothing."""
+        W = check_weights(W)
+        return cls(W.mean(dim=-1), W.shape[-1])
+
+    @classmethod
+    def random(
+        cls,
+        shape: Sequence[int],
+        ranks: Ranks | None = None,
+        fan_in: int | None = None,
+        generator: torch.Generator | None = None,
+        fold: bool = True,
+        balance: bool = False,
+    ) -> Self:
+        """Draw the weight uniformly, as a plain layer does."""
+        fan_in = prod(shape[:-2]) if fan_in is None else fan_in
+        return cls(uniform(tuple(shape[:-1]), fan_in, generator), shape[-1])
+
+    def basis(self) -> Tensor:
+        """(1, D_1, ..., D_{N-1}) the one weight."""
+        return self.weight[None]
+
+    def task_factor(self) -> Tensor:
+        """(1, T) row of ones."""
+        return self.weight.new_ones(1, self.n_tasks)
+
+    def compose(self) -> Tensor:
+        """(D_1, ..., D_{N-1}, T) the one weight seen T times, without a copy."""
+        return self.weight.unsqueeze(-1).expand(self.shape)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """One."""
+        return (1,)
+
+    def chain(self) -> Chain:
+        """The one weight, on the left."""
+        return Chain(self.weight, None, None)
+
+    def chain_sizes(self) -> ChainSizes:
+        """All of it is left."""
+        return ChainSizes(self.shape[-2], self.shape[-2], True, True, False, middle=False)
+
+    def chain_cost(self) -> int:
+        """Nothing."""
+        return 0
+
+    def basis_cost(self) -> int:
+        """Nothing."""
+        return 0
+
+    def compose_cost(self) -> int:
+        """Nothing: it is a view."""
+        return 0
+
+    def _grow(self, code: Tensor) -> None:
+        if not torch.equal(code, torch.ones_like(code)):
+            raise ValueError(
+                f"tied weights are the same for every task: the code of a new one is 1; got {code.tolist()}"
+            )
+
+
+def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator | None) -> Tensor:
+    """Uniform with variance ``1 / (3 fan_in)``, as :class:`torch.nn.Linear` begins."""
+    if fan_in < 1:
+        raise ValueError(f"fan_in must be at least 1; got {fan_in}")
+    return (2 * torch.rand(shape, generator=generator) - 1) / fan_in**0.5

@@ -1,0 +1,211 @@
+"""Convolutions of T tasks whose kernels are factors that the tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from companion.factorized import FactorizedTensor, Tied
+from companion.layers._base import TaskLayer
+from companion.layers.cost import Contraction, Sizes, choose
+from companion.layers.stacking import (
+    check_stacked,
+    expand_tasks,
+    fold_channels,
+    from_rows,
+    is_shared,
+    to_rows,
+    unfold_channels,
+)
+
+
+class _TaskConv(TaskLayer):
+    """T convolutions at once, over one or two spatial axes."""
+
+    n_space: ClassVar[int]
+
+    def __init__(
+        self,
+        weight: FactorizedTensor,
+        bias: bool = True,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+        contraction: Contraction = "auto",
+    ) -> None:
+        if len(weight.shape) != self.n_space + 3:
+            wanted = "(W, C, M, T)" if self.n_space == 1 else "(H, W, C, M, T)"
+            raise ValueError(f"the weight of this convolution must have shape {wanted}; got {weight.shape}")
+        super().__init__(weight, bias, contraction)
+        self.kernel = weight.shape[: self.n_space]
+        self.stride = _per_axis(stride, self.n_space, "stride", 1)
+        self.dilation = _per_axis(dilation, self.n_space, "dilation", 1)
+        self.padding = self._margins(padding)
+        self.groups, self.padding_mode = _check_groups(groups, weight.shape[-2]), _check_padding_mode(padding_mode)
+
+    def _margins(self, padding: int | Sequence[int] | str) -> tuple[tuple[int, int], ...]:
+        """Padding before and after, per axis."""
+        if padding == "valid":
+            return ((0, 0),) * self.n_space
+        if padding == "same":
+            if set(self.stride) != {1}:
+                raise ValueError(f'padding="same" goes with stride 1 only; got stride {self.stride}')
+            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
+            return tuple((total // 2, total - total // 2) for total in totals)
+        if isinstance(padding, str):
+            raise ValueError(f'padding must be a number, one per axis, "same" or "valid"; got {padding!r}')
+        return tuple((p, p) for p in _per_axis(padding, self.n_space, "padding", 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of all tasks.
+
+        Parameters
+        ----------
+        x : (T, B, C, L) or (T, B, C, H, W) tensor
+            An input that is expanded over the task axis counts as shared: what all tasks do with it is done once.
+
+        Returns
+        -------
+        (T, B, M, L') or (T, B, M, H', W') tensor
+        """
+        *_, C, M, T = self.weight.shape
+        check_stacked(x, T, C * self.groups, 2, (self.n_space + 3,), type(self).__name__)
+        if self._way(x) == "composed":
+            return self._convolve(x, self.weight.compose().movedim(-1, 0), self.bias)
+        left, middle, right = self.weight.chain()
+        if left is not None and left.ndim > 2:
+            return self._common_kernel(x, left, middle)
+        assert middle is not None  # only a common kernel does without
+        if left is not None:
+            x = _map_channels(x, left)
+        if right is None:
+            return self._convolve(x, middle, self.bias)
+        y = _map_channels(self._convolve(x, middle, None), right)
+        return y if self.bias is None else y + self.bias.view(T, 1, M, *[1] * self.n_space)
+
+    def _way(self, x: Tensor) -> Contraction:
+        if self.groups > 1 and not isinstance(self.weight, Tied):
+            return "composed"  # a basis of the channels would have to respect the groups
+        *kernel, C, M, _ = self.weight.shape
+        B, positions = x.shape[1], prod(self._space_out(x.shape[3:]))
+        sizes = Sizes(B * positions, B * prod(x.shape[3:]), prod(kernel), C, M)
+        return choose(self.contraction, self.weight, sizes)
+
+    def _space_out(self, space: Sequence[int]) -> list[int]:
+        axes = zip(space, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return [max((n + sum(p) - d * (k - 1) - 1) // s + 1, 1) for n, k, s, p, d in axes]
+
+    def _convolve(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+        """One grouped convolution with kernels W (T, ..., C, M), or a plain one where all tasks share the input."""
+        T = W.shape[0]
+        kernels = W.permute(0, -1, -2, *range(1, W.ndim - 2)).flatten(0, 1)  # (T M, C, ...)
+        if bias is not None:
+            bias = bias.expand(T, -1).flatten()
+        if is_shared(x) and self.groups == 1:
+            y = self._plain(x[0], kernels, bias, 1)
+        else:
+            y = self._plain(fold_channels(x), kernels, bias, T * self.groups)
+        return unfold_channels(y, T)
+
+    def _common_kernel(self, x: Tensor, left: Tensor, middle: Tensor | None) -> Tensor:
+        """A convolution with one kernel (..., C, K) for all tasks, then a matrix (K, M) for each."""
+        T, B = x.shape[:2]
+        kernels = left.permute(-1, -2, *range(left.ndim - 2))
+        rows = x[0] if is_shared(x) else x.flatten(0, 1)  # (B or T B, C, ...)
+        if middle is None:
+            y = self._plain(rows, kernels, self.bias, self.groups)
+            return expand_tasks(y, T) if is_shared(x) else y.unflatten(0, (T, B))
+        h = self._plain(rows, kernels, None, 1).movedim(1, -1)  # (n, ..., K)
+        flat = h.reshape(1 if is_shared(x) else T, -1, h.shape[-1]).expand(T, -1, -1)
+        y = torch.bmm(flat, middle) if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), flat, middle)
+        return y.view(T, B, *h.shape[1:-1], -1).movedim(-1, 2)
+
+    def _plain(self, x: Tensor, kernels: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """torch's convolution with the settings of this layer."""
+        convolve = F.conv1d if self.n_space == 1 else F.conv2d
+        padding = [before for before, _ in self.padding]
+        if self.padding_mode != "zeros" or any(before != after for before, after in self.padding):
+            margins = [margin for pair in reversed(self.padding) for margin in pair]
+            x = F.pad(x, margins, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+            padding = [0] * self.n_space
+        return convolve(x, kernels, bias, self.stride, padding, self.dilation, groups)
+
+    def task_weights(self) -> Tensor:
+        """(T, M, C, ...) kernels of every task, laid out as torch's convolutions have them."""
+        W = self.weight.compose()
+        return W.permute(-1, -2, -3, *range(self.n_space))
+
+    def extra_repr(self) -> str:
+        settings = f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
+        mode = "" if self.padding_mode == "zeros" else f", padding_mode={self.padding_mode!r}"
+        return f"{settings}{mode}, bias={self.bias is not None}, contraction={self.contraction!r}"
+
+
+class TaskConv1d(_TaskConv):
+    """T convolutions over one axis; arguments as for :class:`TaskConv2d`.
+
+    Parameters
+    ----------
+    weight : FactorizedTensor of shape (W, C, M, T)
+        Kernels of all tasks: taps, input channels per group, filters, tasks.
+    bias, stride, padding, dilation, groups, padding_mode, contraction
+        As for :class:`TaskConv2d`.
+    """
+
+    n_space = 1
+
+
+class TaskConv2d(_TaskConv):
+    """T convolutions over two axes.
+
+    Composed kernels of all tasks make one grouped convolution with channels last in memory. Through a Tucker core,
+    channels go into their basis, through small kernels and out again; through a train, one common kernel is followed
+    by a matrix per task.
+
+    Parameters
+    ----------
+    weight : FactorizedTensor of shape (H, W, C, M, T)
+        Kernels of all tasks: height, width, input channels per group, filters, tasks.
+    bias : bool, default True
+        One bias per task and filter; tied weights have one for all tasks.
+    stride, padding, dilation, groups, padding_mode
+        As for :class:`torch.nn.Conv2d`, for every task.
+    contraction : {"auto", "composed", "activations"}
+        Whether kernels are composed or activations go through the factors; by default what costs less.
+    """
+
+    n_space = 2
+
+
+def _map_channels(x: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply the channels of x (T, B, C, ...) by a matrix (C, K) that all tasks share; shared stays shared."""
+    if is_shared(x):
+        return expand_tasks((x[0].movedim(1, -1) @ matrix).movedim(-1, 1), x.shape[0])
+    return from_rows(to_rows(x) @ matrix)
+
+
+def _per_axis(value: int | Sequence[int], n: int, name: str, least: int) -> tuple[int, ...]:
+    found = tuple(value) if isinstance(value, Sequence) else (value,) * n
+    if len(found) != n or not all(isinstance(v, int) and v >= least for v in found):
+        raise ValueError(f"{name} must be an integer >= {least}, or {n} of them; got {value!r}")
+    return found
+
+
+def _check_groups(groups: int, n_filters: int) -> int:
+    if groups < 1 or n_filters % groups:
+        raise ValueError(f"groups must be at least 1 and divide the {n_filters} filters; got {groups}")
+    return groups
+
+
+def _check_padding_mode(mode: str) -> str:
+    known = ("zeros", "reflect", "replicate", "circular")
+    if mode not in known:
+        raise ValueError(f"padding_mode must be one of {known}; got {mode!r}")
+    return mode
