@@ -1,4 +1,4 @@
-"""Hard parameter sharing: one trunk for all tasks, one linear head per task (Caruana 1993)."""
+"""Hard parameter sharing: the same first layers for all tasks, own ones after that (Caruana 1993)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,54 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from companion.factorized import FactorizedTensor, Independent, Tied
+from companion.networks.conversion import LINEAR, is_layer
+from companion.networks.share import share
+from companion.networks.shared_network import SharedNetwork
+
+
+def hard_sharing(
+    template: nn.Module,
+    n_tasks: int,
+    n_shared: int,
+    *,
+    from_models: Sequence[nn.Module] | None = None,
+    heads: Sequence[int] | None = None,
+    sample_ndim: int | None = None,
+    generator: torch.Generator | None = None,
+) -> SharedNetwork:
+    """Share the first layers of a network wholly and the others not at all (UD-MTL: the split is the user's).
+
+    Parameters
+    ----------
+    template : nn.Module
+        Network of one task, as for :func:`~companion.networks.share`.
+    n_tasks : int
+        T.
+    n_shared : int
+        N, how many of its Linear and convolutional layers all tasks have in common, counted from the input. What
+        normalises before the first layer that is not shared is common too.
+    from_models, heads, sample_ndim, generator
+        As for :func:`~companion.networks.share`; shared layers begin with the mean of the given models.
+
+    Returns
+    -------
+    SharedNetwork
+    """
+    layers = [(name, module) for name, module in template.named_modules() if is_layer(module)]
+    n_layers = sum(isinstance(module, LINEAR) for _, module in layers)
+    most = n_layers - (heads is not None)
+    if not 0 <= n_shared <= most:
+        raise ValueError(f"n_shared must be from 0 to {most}, the layers that can be shared; got {n_shared}")
+    by: dict[str, type[FactorizedTensor]] = {}
+    seen = 0
+    for name, module in layers:
+        seen += isinstance(module, LINEAR)
+        by[name] = Tied if seen <= n_shared and n_shared else Independent
+    return share(
+        template, n_tasks, by, from_models=from_models, heads=heads, sample_ndim=sample_ndim, generator=generator
+    )
 
 
 class HardSharing(nn.Module):

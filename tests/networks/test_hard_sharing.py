@@ -1,11 +1,10 @@
-"""Hard sharing and the training loop."""
+"""Hard sharing."""
 
 import pytest
 import torch
 from torch import nn
 
 from companion.networks import HardSharing
-from companion.training import train
 
 T, D, H, O, N = 3, 5, 2, 4, 7
 
@@ -53,33 +52,6 @@ def test_first_weights_have_fan_in_variance_and_follow_the_generator():
     torch.testing.assert_close(wide.head_weight, again.head_weight, rtol=0, atol=0)
 
 
-def separate_run(net, X, y, steps, weight_decay):
-    """The obvious loop for one network."""
-    optimizer, losses = torch.optim.Adam(net.parameters(), lr=0.05, weight_decay=weight_decay), []
-    for _ in range(steps):
-        loss = sum(((net(X[t])[t, :, 0] - y[t]) ** 2).mean() for t in range(T))
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return losses
-
-
-def test_training_together_equals_training_apart():
-    rng = torch.Generator().manual_seed(5)
-    X = torch.randn(2, T, N, D, dtype=torch.float64, generator=rng)
-    y = torch.randn(2, T, N, dtype=torch.float64, generator=rng)
-    together = [network(seed, n_outputs=1) for seed in (0, 1)]
-    apart = [network(seed, n_outputs=1) for seed in (0, 1)]
-    history = train(together, X, y, steps=40, learning_rate=0.05, weight_decay=0.01)
-    for r in range(2):
-        losses = separate_run(apart[r], X[r], y[r], 40, weight_decay=0.01)
-        torch.testing.assert_close(history[:, r], torch.tensor(losses, dtype=torch.float64), rtol=1e-9, atol=1e-12)
-        for a, b in zip(together[r].parameters(), apart[r].parameters(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
-    assert (history[-1] < history[0]).all()
-
-
 def test_bad_input():
     X = torch.zeros(1, T, N, D, dtype=torch.float64)
     with pytest.raises(ValueError, match="n_hidden must be at least 1; got 0"):
@@ -90,10 +62,6 @@ def test_bad_input():
         network()(X[0, 0, :, :4])
     with pytest.raises(ValueError, match="inputs of 3 tasks, one tensor each; got 2"):
         network()([X[0, 0]] * 2)
-    with pytest.raises(ValueError, match="for R=2 networks"):
-        train([network(), network()], X, X[..., 0], steps=1)
-    with pytest.raises(ValueError, match="steps must be at least 1"):
-        train([network()], X, X[..., 0], steps=0)
 
 
 def test_shapes_that_would_broadcast_are_refused():
@@ -101,6 +69,3 @@ def test_shapes_that_would_broadcast_are_refused():
         network()(torch.ones(D, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"got \(1, 3, 7, 5\)"):
         network()(torch.ones(1, T, N, D, dtype=torch.float64))
-    X = torch.zeros(1, T, 1, D, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"must map X to \(3, 1, 1\), one output per task; got \(3, 1, 4\)"):
-        train([network()], X, X[..., 0], steps=1)

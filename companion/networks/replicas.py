@@ -1,4 +1,4 @@
-"""The training loop, in the open: full batches, Adam, several networks at once."""
+"""Many networks of one shape at once: replicas, each on its own data, trained by full batches and Adam."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 
-def train(
+def train_replicas(
     networks: Sequence[nn.Module],
     X: Tensor,
     y: Tensor,
