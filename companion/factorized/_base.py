@@ -167,6 +167,10 @@ class FactorizedTensor(nn.Module, ABC):
         W = self.task_factor().T @ self.basis().flatten(1)  # (T, P)
         return W.view(self.n_tasks, *self.shape[:-1]).movedim(0, -1)
 
+    def squared_norm(self) -> Tensor:
+        """Squared Frobenius norm of the composed weights, from the factors."""
+        return gram_norm(self.basis().flatten(1), self.task_factor())
+
     @property
     def n_tasks(self) -> int:
         """T."""
@@ -225,7 +229,7 @@ class FactorizedTensor(nn.Module, ABC):
             fan_in = prod(self.shape[:-2])
         if fan_in < 1:
             raise ValueError(f"fan_in must be at least 1; got {fan_in}")
-        mean_square = self.compose().square().mean()
+        mean_square = self.squared_norm() / prod(self.shape)
         next(iter(self.parameters())).mul_((3 * fan_in * mean_square).rsqrt())
         return self
 
@@ -235,6 +239,11 @@ class FactorizedTensor(nn.Module, ABC):
     def extra_repr(self) -> str:
         folded = f", folded={self.folded}" if self.folded else ""
         return f"shape={self.shape}, ranks={self.ranks}{folded}, n_parameters={self.n_parameters}"
+
+
+def gram_norm(basis: Tensor, S: Tensor) -> Tensor:
+    """Squared norm of ``basis.T @ S`` for basis (K, P) and S (K, T), by way of K x K products."""
+    return (S * ((basis @ basis.T) @ S)).sum()
 
 
 def check_weights(W: Any) -> Tensor:

@@ -90,9 +90,21 @@ class _CoreChain(FactorizedTensor):
         left = self._left()
         if left is None or not self._splits:
             return Chain(None, self.compose().movedim(-1, 0), None)
-        tasks = self.S.permute(2, 1, 0).reshape(-1, self.core.shape[0])  # (T r_0, r_{N-1})
-        middle = (tasks @ self.core.flatten(1)).view(self.n_tasks, -1, self.shape[-2])  # (T, r_0 r, O)
+        middle = self._task_cores().view(self.n_tasks, -1, self.shape[-2])  # (T, r_0 r, O)
         return Chain(left.movedim(0, 1).reshape(*self.shape[:-2], -1), middle, None)
+
+    def _task_cores(self) -> Tensor:
+        """(T, r_0 r, D) the last shared core combined for every task."""
+        codes = self.S.permute(2, 1, 0).reshape(-1, self.core.shape[0])  # (T r_0, r_{N-1})
+        return (codes @ self.core.flatten(1)).view(self.n_tasks, self._closing * self.core.shape[1], -1)
+
+    def squared_norm(self) -> Tensor:
+        """Squared Frobenius norm of the composed weights, from the factors."""
+        left = self._left()
+        if left is None:
+            return super().squared_norm()
+        left, cores = left.movedim(0, 1).flatten(1), self._task_cores()  # (P, r_0 r), (T, r_0 r, D)
+        return (cores * (left.T @ left @ cores)).sum()
 
     def chain_sizes(self) -> ChainSizes:
         """Ranks on both sides of the last input mode, or the whole weight where nothing can be split off."""

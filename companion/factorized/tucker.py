@@ -109,6 +109,12 @@ class Tucker(FactorizedTensor):
         """Modes whose basis is in the core."""
         return tuple(n for n, U in enumerate(self.factors) if U is None)
 
+    def squared_norm(self) -> Tensor:
+        """Squared Frobenius norm of the composed weights, from the factors."""
+        grams = [None if U is None else U.T @ U for U in self.factors]  # (K_n, K_n)
+        weighted = self._expand(self.core, grams).flatten(1)
+        return (self.S * (self.core.flatten(1) @ weighted.T @ self.S)).sum()
+
     def chain(self) -> Chain:
         """Basis of the last input mode, a core per task, basis of the outputs; other modes go into the core."""
         *inner, left, right = self.factors

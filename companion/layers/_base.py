@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.factorized import FactorizedTensor, Tied
-from companion.layers.cost import Contraction, check_contraction
+from companion.layers.cost import Contraction, Sizes, check_contraction, choose
 
 
 class TaskLayer(nn.Module, ABC):
@@ -29,6 +29,7 @@ class TaskLayer(nn.Module, ABC):
         check_contraction(contraction)
         self.weight = weight
         self.contraction: Contraction = contraction
+        self._choices: dict[tuple, Contraction] = {}
         self.bias: nn.Parameter | None = None
         if bias:
             O, T = weight.shape[-2:]
@@ -40,6 +41,13 @@ class TaskLayer(nn.Module, ABC):
     def n_tasks(self) -> int:
         """T."""
         return self.weight.n_tasks
+
+    def choose(self, sizes: Sizes) -> Contraction:
+        """The way that is asked for, or the cheaper one for inputs of these sizes; counted once for each."""
+        key = (self.contraction, id(self.weight), self.n_tasks, sizes)
+        if key not in self._choices:
+            self._choices[key] = choose(self.contraction, self.weight, sizes)
+        return self._choices[key]
 
     @abstractmethod
     def task_weights(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from companion.factorized import FactorizedTensor, Tied
 from companion.layers._base import TaskLayer
-from companion.layers.cost import Contraction, Sizes, choose
+from companion.layers.cost import Contraction, Sizes
 from companion.layers.stacking import (
     check_stacked,
     expand_tasks,
@@ -96,7 +96,7 @@ class _TaskConv(TaskLayer):
         *kernel, C, M, _ = self.weight.shape
         B, positions = x.shape[1], prod(self._space_out(x.shape[3:]))
         sizes = Sizes(B * positions, B * prod(x.shape[3:]), prod(kernel), C, M)
-        return choose(self.contraction, self.weight, sizes)
+        return self.choose(sizes)
 
     def _space_out(self, space: Sequence[int]) -> list[int]:
         axes = zip(space, self.kernel, self.stride, self.padding, self.dilation, strict=True)

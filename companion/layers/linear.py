@@ -7,7 +7,7 @@ from torch import Tensor
 
 from companion.factorized import FactorizedTensor
 from companion.layers._base import TaskLayer
-from companion.layers.cost import Contraction, Sizes, choose
+from companion.layers.cost import Contraction, Sizes
 from companion.layers.stacking import check_stacked, expand_tasks, is_shared
 
 
@@ -47,7 +47,7 @@ class TaskLinear(TaskLayer):
         inner = x.shape[1:-1]
         x = x[0].reshape(1, -1, I) if is_shared(x) else x.reshape(T, -1, I)  # (T or 1, n, I)
         sizes = Sizes(x.shape[1], x.shape[1], 1, I, O)
-        if choose(self.contraction, self.weight, sizes) == "composed":
+        if self.choose(sizes) == "composed":
             y = self._multiply(x, self.weight.compose().movedim(-1, 0))
         else:
             y = self._send_through(x)

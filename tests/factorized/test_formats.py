@@ -60,6 +60,7 @@ def test_compose_is_the_formula_and_its_gradient(cls, shape, ranks, fold):
     torch.testing.assert_close(made.compose(), expected, rtol=0, atol=1e-12)
     basis_and_codes = torch.einsum("k...,kt->...t", made.basis(), made.task_factor())
     torch.testing.assert_close(basis_and_codes, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(made.squared_norm(), expected.square().sum(), rtol=1e-12, atol=0)
     direction = weights(shape, 2)
     found = torch.autograd.grad((made.compose() * direction).sum(), list(made.parameters()))
     wanted = torch.autograd.grad((expected * direction).sum(), list(made.parameters()))

@@ -76,3 +76,14 @@ def test_what_is_chosen():
     many = Sizes(100_000, 100_000, 1, 512, 512)  # so many rows that composing costs nothing beside them
     high = Tucker.random((512, 512, 10), (510, 510, 10), generator=rng)
     assert choose("auto", high, many) == "composed" and choose("activations", high, many) == "activations"
+
+
+def test_choices_are_remembered_and_made_anew_for_other_weights():
+    layer = TaskLinear(LAF.random((512, 512, 10), 1.0, generator=torch.Generator().manual_seed(0)))
+    wide = Sizes(32, 32, 1, 512, 512)
+    assert layer.choose(wide) == layer.choose(wide) == "composed"
+    layer.contraction = "activations"
+    assert layer.choose(wide) == "activations"
+    layer.contraction = "auto"
+    layer.weight = TensorTrain.random((512, 512, 10), 0.25, generator=torch.Generator().manual_seed(0))
+    assert layer.choose(wide) == "activations"
