@@ -28,8 +28,8 @@ def tensor_ring(
     r"""Tensor ring by N - 1 truncated SVDs, beginning at a mode of choice (Zhao et al., 2016).
 
     The rank of the first SVD is shared out between the two bonds of the mode where the ring is opened. From there on it
-    is the algorithm of the tensor train. The ranks that eps leads to depend on ``start``. Where both bonds are wider than
-    1, they even depend on the signs of the first singular vectors: the largest entry of each is made positive.
+    is the algorithm of the tensor train. The ranks that eps leads to depend on ``start``. Where both bonds are wider
+    than 1, they even depend on the signs of the first singular vectors: the largest entry of each is made positive.
 
     Parameters
     ----------

@@ -234,6 +234,7 @@ def test_hooi_says_when_it_did_not_settle():
     with pytest.warns(ConvergenceWarning, match="the last of 1 sweeps") as caught:
         hooi(W, (3, 2, 4), max_iter=1)
     assert caught[0].filename == __file__
+    hooi(W, (3, 2, 4), max_iter=3, tol=0.5)  # settled in the last sweep allowed: nothing to say
 
 
 # Errors
