@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from companion.factorized.ranks import Ranks
+
+#: What the left map of a chain takes in: the channels (the last input mode) only, or the taps of the kernel as well.
+Takes = Literal["channels", "kernel and channels"]
 
 
 class Chain(NamedTuple):
@@ -19,7 +22,7 @@ class Chain(NamedTuple):
     Inputs can go through the chain without the weights ever being composed. ``None`` stands for the identity.
     """
 
-    left: Tensor | None  #: (C, K_in), or (*kernel, C, K_in) where it takes in every input mode; common to all tasks
+    left: Tensor | None  #: (C, K_in) or (*kernel, C, K_in), common to all tasks
     middle: Tensor | None  #: (T, ..., K_in, K_out), one per task; None where the tasks share one map, which is left
     right: Tensor | None  #: (K_out, O), common to all tasks
 
@@ -29,8 +32,7 @@ class ChainSizes(NamedTuple):
 
     inner: int  #: K_in
     outer: int  #: K_out
-    left: bool  #: whether there is a left map
-    whole: bool  #: whether it takes in every input mode (a kernel and its channels) and not the last one only
+    left: Takes | None  #: what the left map takes in, None where there is none
     right: bool  #: whether there is a right map
     middle: bool = True  #: whether the tasks differ at all
 

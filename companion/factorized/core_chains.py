@@ -11,7 +11,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from companion.factorized._base import Chain, ChainSizes, FactorizedTensor, check_weights, orthonormal, unit_codes
+from companion.factorized._base import (
+    Chain,
+    ChainSizes,
+    FactorizedTensor,
+    check_weights,
+    orthonormal,
+    unit_codes,
+)
 from companion.factorized.ranks import Ranks, resolve_ranks
 from companion.tensors import tensor_ring, tt_svd
 
@@ -90,8 +97,7 @@ class _CoreChain(FactorizedTensor):
         left = self._left()
         if left is None or not self._splits:
             return Chain(None, self.compose().movedim(-1, 0), None)
-        middle = self._task_cores().view(self.n_tasks, -1, self.shape[-2])  # (T, r_0 r, O)
-        return Chain(left.movedim(0, 1).reshape(*self.shape[:-2], -1), middle, None)
+        return Chain(left.movedim(0, 1).reshape(*self.shape[:-2], -1), self._task_cores(), None)
 
     def _task_cores(self) -> Tensor:
         """(T, r_0 r, D) the last shared core combined for every task."""
@@ -107,10 +113,10 @@ class _CoreChain(FactorizedTensor):
         return (cores * (left.T @ left @ cores)).sum()
 
     def chain_sizes(self) -> ChainSizes:
-        """Ranks on both sides of the last input mode, or the whole weight where nothing can be split off."""
+        """Rank behind the left map, or the whole weight where nothing can be split off."""
         if not self._splits:
-            return ChainSizes(self.shape[-3], self.shape[-2], False, False, False)
-        return ChainSizes(self._closing * self.core.shape[1], self.shape[-2], True, True, False)
+            return ChainSizes(self.shape[-3], self.shape[-2], None, False)
+        return ChainSizes(self._closing * self.core.shape[1], self.shape[-2], "kernel and channels", False)
 
     def chain_cost(self) -> int:
         """Product of the other cores, and the last core once per task."""

@@ -76,7 +76,7 @@ class Independent(FactorizedTensor):
 
     def chain_sizes(self) -> ChainSizes:
         """No left, no right."""
-        return ChainSizes(self.shape[-3], self.shape[-2], False, False, False)
+        return ChainSizes(self.shape[-3], self.shape[-2], None, False)
 
     def chain_cost(self) -> int:
         """Nothing."""
@@ -159,7 +159,7 @@ class Tied(FactorizedTensor):
 
     def chain_sizes(self) -> ChainSizes:
         """All of it is left."""
-        return ChainSizes(self.shape[-2], self.shape[-2], True, True, False, middle=False)
+        return ChainSizes(self.shape[-2], self.shape[-2], "kernel and channels", False, middle=False)
 
     def chain_cost(self) -> int:
         """Nothing."""

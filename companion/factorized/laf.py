@@ -92,7 +92,7 @@ class LAF(FactorizedTensor):
 
     def chain_sizes(self) -> ChainSizes:
         """No left, no right."""
-        return ChainSizes(self.shape[-3], self.shape[-2], False, False, False)
+        return ChainSizes(self.shape[-3], self.shape[-2], None, False)
 
     def chain_cost(self) -> int:
         """As much as composing."""

@@ -9,7 +9,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from companion.factorized._base import Chain, ChainSizes, FactorizedTensor, check_weights, orthonormal, unit_codes
+from companion.factorized._base import (
+    Chain,
+    ChainSizes,
+    FactorizedTensor,
+    Takes,
+    check_weights,
+    orthonormal,
+    unit_codes,
+)
 from companion.factorized.ranks import Ranks, resolve_ranks
 from companion.tensors import hosvd
 
@@ -124,7 +132,8 @@ class Tucker(FactorizedTensor):
     def chain_sizes(self) -> ChainSizes:
         """Ranks of the last input mode and of the outputs."""
         left, right = self.factors[-2:]
-        return ChainSizes(self.core.shape[-2], self.core.shape[-1], left is not None, False, right is not None)
+        takes: Takes | None = None if left is None else "channels"
+        return ChainSizes(self.core.shape[-2], self.core.shape[-1], takes, right is not None)
 
     def chain_cost(self) -> int:
         """A core per task, and the expansion of its kernel modes."""

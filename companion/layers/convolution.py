@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import prod
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from companion.factorized import FactorizedTensor, Tied
 from companion.layers._base import TaskLayer
 from companion.layers.cost import Contraction, Sizes
 from companion.layers.stacking import (
+    channels_last,
     check_stacked,
     expand_tasks,
     fold_channels,
@@ -81,7 +81,7 @@ class _TaskConv(TaskLayer):
             return self._convolve(x, self.weight.compose().movedim(-1, 0), self.bias)
         left, middle, right = self.weight.chain()
         if left is not None and left.ndim > 2:
-            return self._common_kernel(x, left, middle)
+            return self._kernel_first(x, left, middle)
         assert middle is not None  # only a common kernel does without
         if left is not None:
             x = _map_channels(x, left)
@@ -109,23 +109,34 @@ class _TaskConv(TaskLayer):
         if bias is not None:
             bias = bias.expand(T, -1).flatten()
         if is_shared(x) and self.groups == 1:
-            y = self._plain(x[0], kernels, bias, 1)
+            y = self._plain(channels_last(x[0]), kernels, bias, 1)
         else:
             y = self._plain(fold_channels(x), kernels, bias, T * self.groups)
         return unfold_channels(y, T)
 
-    def _common_kernel(self, x: Tensor, left: Tensor, middle: Tensor | None) -> Tensor:
-        """A convolution with one kernel (..., C, K) for all tasks, then a matrix (K, M) for each."""
-        T, B = x.shape[:2]
-        kernels = left.permute(-1, -2, *range(left.ndim - 2))
-        rows = x[0] if is_shared(x) else x.flatten(0, 1)  # (B or T B, C, ...)
-        if middle is None:
-            y = self._plain(rows, kernels, self.bias, self.groups)
-            return expand_tasks(y, T) if is_shared(x) else y.unflatten(0, (T, B))
-        h = self._plain(rows, kernels, None, 1).movedim(1, -1)  # (n, ..., K)
-        flat = h.reshape(1 if is_shared(x) else T, -1, h.shape[-1]).expand(T, -1, -1)
-        y = torch.bmm(flat, middle) if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), flat, middle)
-        return y.view(T, B, *h.shape[1:-1], -1).movedim(-1, 2)
+    def _kernel_first(self, x: Tensor, left: Tensor, middle: Tensor | None) -> Tensor:
+        """A convolution with kernels (..., C, K) that are common to all tasks, then a matrix (K, M) for each."""
+        T = x.shape[0]
+        kernels = left.movedim((-1, -2), (0, 1))  # (K, C, ...)
+        if middle is None:  # one layer for all tasks: their samples are one batch
+            y = self._plain(channels_last(x[0] if is_shared(x) else x.flatten(0, 1)), kernels, self.bias, self.groups)
+            return expand_tasks(y, T) if is_shared(x) else y.unflatten(0, x.shape[:2])
+        if is_shared(x):
+            h = expand_tasks(self._plain(channels_last(x[0]), kernels, None, 1), T)
+        else:
+            repeated = kernels.unsqueeze(0).expand(T, *kernels.shape).flatten(0, 1)
+            h = unfold_channels(self._plain(fold_channels(x), repeated, None, T), T)
+        return self._one_tap(h, middle, self.bias)
+
+    def _one_tap(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply the channels of x (T, B, K, ...) by a matrix per task, W (T, K, M)."""
+        T, _, M = W.shape
+        kernels = W.transpose(1, 2).flatten(0, 1).view(T * M, -1, *[1] * self.n_space)
+        bias = None if bias is None else bias.flatten()
+        convolve = F.conv1d if self.n_space == 1 else F.conv2d
+        if is_shared(x):
+            return unfold_channels(convolve(channels_last(x[0]), kernels, bias), T)
+        return unfold_channels(convolve(fold_channels(x), kernels, bias, groups=T), T)
 
     def _plain(self, x: Tensor, kernels: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """torch's convolution with the settings of this layer."""
@@ -187,8 +198,15 @@ class TaskConv2d(_TaskConv):
 def _map_channels(x: Tensor, matrix: Tensor) -> Tensor:
     """Multiply the channels of x (T, B, C, ...) by a matrix (C, K) that all tasks share; shared stays shared."""
     if is_shared(x):
-        return expand_tasks((x[0].movedim(1, -1) @ matrix).movedim(-1, 1), x.shape[0])
-    return from_rows(to_rows(x) @ matrix)
+        return expand_tasks(_multiply_last(x[0].movedim(1, -1), matrix).movedim(-1, 1), x.shape[0])
+    return from_rows(_multiply_last(to_rows(x), matrix))
+
+
+def _multiply_last(rows: Tensor, matrix: Tensor) -> Tensor:
+    """rows (B, ..., C) times (C, K), as a convolution with one tap: up to twice as fast for so thin a product."""
+    image = rows.reshape(len(rows), -1, 1, rows.shape[-1]).movedim(-1, 1)  # (B, C, positions, 1), channels last
+    y = F.conv2d(image, matrix.T[..., None, None])
+    return y.movedim(1, -1).reshape(*rows.shape[:-1], -1)
 
 
 def _per_axis(value: int | Sequence[int], n: int, name: str, least: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 Both give the same values and gradients. What is counted is one forward pass, in multiply-adds; the two products of the
 backward pass cost twice that on either way. Numbers that have to be written to memory and read again count as
-:data:`PASS` multiply-adds each, which is what a core does in the time that memory takes.
+:data:`PASS` multiply-adds each.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from companion.factorized import FactorizedTensor
 Contraction = Literal["auto", "composed", "activations"]
 CHOICES = ("auto", "composed", "activations")
 
-#: Multiply-adds in the time of writing a number, reading it, and doing the same with its gradient.
-PASS = 20
+#: Multiply-adds in the time that a number takes which is written and read again, and its gradient as well. Measured: a
+#: core does about fifteen in the time of one pass over memory, and thin products are slower than their arithmetic.
+PASS = 64
 
 
 class Sizes(NamedTuple):
@@ -39,14 +40,14 @@ def composed_cost(weight: FactorizedTensor, sizes: Sizes) -> int:
 def activations_cost(weight: FactorizedTensor, sizes: Sizes) -> int:
     """Make the middle of the chain, then send the activations through left, middle and right."""
     chain, T = weight.chain_sizes(), weight.n_tasks
-    kernel_left, kernel_middle = (sizes.kernel, 1) if chain.whole else (1, sizes.kernel)
-    rows_left = sizes.rows if chain.whole else sizes.rows_in
-    middle = T * kernel_middle * chain.inner * chain.outer
-    cost = weight.chain_cost() + middle * sizes.rows + PASS * middle
-    if chain.left:
-        cost += T * rows_left * (kernel_left * sizes.inputs * chain.inner + PASS * chain.inner)
+    all_first = chain.left == "kernel and channels"
+    taps_left, taps = (sizes.kernel, 1) if all_first else (1, sizes.kernel)
+    rows_left = sizes.rows if all_first else sizes.rows_in
+    cost = weight.chain_cost() + T * taps * chain.inner * chain.outer * (sizes.rows + PASS)
+    if chain.left is not None:
+        cost += T * rows_left * chain.inner * (taps_left * sizes.inputs + PASS)
     if chain.right:
-        cost += T * sizes.rows * (chain.outer * sizes.outputs + PASS * chain.outer)
+        cost += T * sizes.rows * chain.outer * (sizes.outputs + PASS)
     return cost
 
 

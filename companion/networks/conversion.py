@@ -111,7 +111,9 @@ class _StepOut(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple, layer: nn.Module, task: Tensor, x: Tensor) -> tuple[Tensor, int]:
         """Run the layer on what all tasks have at this place."""
         axis = in_dims[2]
-        return layer(expand_tasks(x, info.batch_size) if axis is None else x.movedim(axis, 0)), 0
+        y = layer(expand_tasks(x, info.batch_size) if axis is None else x.movedim(axis, 0))
+        # Code for one task may well say x.view(len(x), -1), which asks for memory in the order of the axes.
+        return expand_tasks(y[0].contiguous(), len(y)) if is_shared(y) else y.contiguous(), 0
 
 
 def convert(template: nn.Module, make_layer: Callable[[str, nn.Module], nn.Module], n_tasks: int) -> nn.Module:

@@ -140,10 +140,16 @@ def test_any_memory_layout_of_the_input(cls):
             torch.testing.assert_close(made(other), made(x), rtol=0, atol=1e-12)
 
 
-def test_the_next_convolution_takes_the_memory_as_it_is():
-    """Composed convolutions leave (B, H, W, T, C) in memory, which the next one and pooling use without a copy."""
-    y = layer(LAF)(inputs(T, B, C, *SPACE[2]))
-    assert y.permute(1, 3, 4, 0, 2).is_contiguous()
+@pytest.mark.parametrize("channels", [1, C])
+def test_the_next_layer_takes_the_memory_as_it_is(channels):
+    """Channels are last in what convolutions leave, also where the input has one channel, which fits any memory."""
+    x, contiguous = inputs(T, B, channels, *SPACE[2]), lambda y: y.is_contiguous(memory_format=torch.channels_last)
+    for cls in FORMATS:
+        made = layer(cls, shape=(3, 2, channels, M, T))
+        for made.contraction in ("auto", "composed", "activations"):
+            for y in (made(x), made(expand_tasks(x[0], T))):
+                y = y[:1] if y.stride(0) == 0 else y  # shared
+                assert contiguous(y.flatten(0, 1)) or contiguous(y.movedim(0, 1).flatten(1, 2)), (cls, y.stride())
 
 
 def test_tied_kernels_keep_shared_inputs_shared():

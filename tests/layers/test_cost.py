@@ -23,13 +23,13 @@ def counted(function):
 
 def written(weight, sizes, way):
     """Numbers that the model takes for written to memory, by hand."""
-    chain = weight.chain_sizes()
+    chain, T = weight.chain_sizes(), weight.n_tasks
     if way == "composed":
-        return 0 if isinstance(weight, Independent | Tied) else weight.n_tasks * prod(weight.shape[:-1])
-    kernel = 1 if chain.whole else sizes.kernel
-    rows_left = sizes.rows if chain.whole else sizes.rows_in
-    middle = weight.n_tasks * kernel * chain.inner * chain.outer
-    return middle + weight.n_tasks * (rows_left * chain.inner * chain.left + sizes.rows * chain.outer * chain.right)
+        return 0 if isinstance(weight, Independent | Tied) else T * prod(weight.shape[:-1])
+    first = chain.left == "kernel and channels"
+    middle = (1 if first else sizes.kernel) * chain.inner * chain.outer
+    left = (sizes.rows if first else sizes.rows_in) * chain.inner if chain.left else 0
+    return T * (middle + left + chain.right * sizes.rows * chain.outer)
 
 
 @pytest.mark.parametrize("fold", [True, False])
