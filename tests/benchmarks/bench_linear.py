@@ -41,6 +41,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _common import STATUS, cpu_model, in_new_process, show_verdicts, status_mb, verdict
 from _reference import (
     ROWS,
     TOL,
@@ -74,7 +75,6 @@ NAME, TITLE = "bench-linear", "Time of the convex models to a relative duality g
 RIVALS = {"celer": ("celer==0.7.4", "celer.homotopy"), "skglm": ("skglm==0.5", "skglm.solvers")}
 LIBRARIES = (ScikitLearn(), Celer(), Skglm())
 LIMIT = 600.0  # seconds that one run may take
-STATUS = Path("/proc/self/status")  # where Linux states the memory of a process
 PATIENCE = 60.0  # processor seconds after which a contestant sits out the remaining rounds of a case
 
 Row = dict[str, Any]  # of the record: unit, metrics, per_task
@@ -327,7 +327,7 @@ def first_runs(absent: dict[str, str]) -> dict[str, float]:
             ("companion, compiled before", Companion.name),
             *((who.name, who.name) for who in LIBRARIES if who.name not in absent),
         ):
-            seconds[label] = in_new_process("--first-run", name, NUMBA_CACHE_DIR=cache)
+            seconds[label] = in_new_process(__file__, "--first-run", name, NUMBA_CACHE_DIR=cache)
     return seconds
 
 
@@ -349,26 +349,6 @@ def memory(norm: Norm, smoke: bool) -> dict[str, float]:
     }
 
 
-def status_mb(key: str) -> float:
-    """Memory of this process as Linux states it, in megabytes: held now (VmRSS) or at most so far (VmHWM).
-
-    The largest memory that ``getrusage`` tells is no use here: a process inherits it from the one that started it.
-    """
-    for line in STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise LookupError(f"{STATUS} does not tell {key}")
-
-
-def in_new_process(*arguments: str, **environment: str) -> Any:
-    """What this script prints as JSON when it is run anew."""
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 # --- verdicts ---------------------------------------------------------------------------------------------------------
 
 
@@ -378,8 +358,7 @@ def verdicts(cases: Sequence[Summary], memories: dict[str, dict[str, float]]) ->
     Returns
     -------
     list of dict
-        ``line`` in words, ``figure`` with its ``unit``, whether ``at_least`` or at most ``wanted`` was to be reached,
-        and whether it was ``reached``.
+        As :func:`_common.verdict` has them.
     """
 
     def speedups(kind: str, rival: str | None = None) -> list[float]:
@@ -410,13 +389,6 @@ def verdicts(cases: Sequence[Summary], memories: dict[str, dict[str, float]]) ->
     return [verdict(line, unit, min(values), wanted) for line, unit, values, wanted in lines if values]
 
 
-def verdict(line: str, unit: str, figure: float, wanted: float) -> dict[str, Any]:
-    """One line of :func:`verdicts`: speed has to be at least what is wanted, all else at most."""
-    at_least = unit == "times"
-    reached = figure >= wanted if at_least else figure <= wanted
-    return {"line": line, "figure": figure, "unit": unit, "at_least": at_least, "wanted": wanted, "reached": reached}
-
-
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
@@ -438,27 +410,6 @@ def show_case(case: Summary) -> None:
     for name, reason in case["failed"].items():
         print(f"  {name:<29} {reason}")
     sys.stdout.flush()
-
-
-def show_verdicts(lines: Sequence[dict[str, Any]]) -> None:
-    """Print what was to be reached, and what was."""
-    print()
-    for line in lines:
-        sign = ">=" if line["at_least"] else "<="
-        print(
-            f"{'reached' if line['reached'] else 'MISSED ':<8} {line['figure']:7.2f} {line['unit']} "
-            f"(wanted {sign} {line['wanted']:g}): {line['line']}"
-        )
-
-
-def cpu_model() -> str:
-    """Name of the processor, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def install_rivals() -> dict[str, str]:
@@ -565,7 +516,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for norm in (ROWS, TRACE):
         name = f"memory, {norm.name}, {UNEQUAL}"
         if name.startswith(wanted) and STATUS.exists():
-            memories[name] = in_new_process("--memory", norm.name, *(["--smoke"] if options.smoke else []))
+            memories[name] = in_new_process(__file__, "--memory", norm.name, *(["--smoke"] if options.smoke else []))
             unit = {"case": name, "solver": Companion.name, "repeat": 0}
             rows.append({"unit": unit, "metrics": memories[name], "per_task": {}})
             print(f"\n{name}: {memories[name]}")
