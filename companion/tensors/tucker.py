@@ -1,6 +1,6 @@
 r"""Tucker decomposition: a small core and one matrix per mode (Tucker, 1966).
 
-.. math:: \mathcal W = \mathcal S \times_1 U^{(1)} \times_2 U^{(2)} \dots \times_N U^{(N)}
+.. math:: \mathcal W = \mathcal C \times_1 U^{(1)} \times_2 U^{(2)} \dots \times_N U^{(N)}
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def hooi(W: Array, ranks: Sequence[int], max_iter: int = 200, tol: float = 1e-7)
 
 @any_library("core", "factors")
 def tucker_to_tensor(core: Array, factors: Sequence[Array]) -> Array:
-    r"""The tensor of a core and its factors, :math:`\mathcal S \times_1 U^{(1)} \dots \times_N U^{(N)}`.
+    r"""The tensor of a core and its factors, :math:`\mathcal C \times_1 U^{(1)} \dots \times_N U^{(N)}`.
 
     Parameters
     ----------
