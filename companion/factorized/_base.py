@@ -22,7 +22,7 @@ class Chain(NamedTuple):
     Inputs can go through the chain without the weights ever being composed. ``None`` stands for the identity.
     """
 
-    left: Tensor | None  #: (C, K_in) or (*kernel, C, K_in), common to all tasks
+    left: Tensor | None  #: ``(C, K_in)`` or ``(*kernel, C, K_in)``, common to all tasks
     middle: Tensor | None  #: (T, ..., K_in, K_out), one per task; None where the tasks share one map, which is left
     right: Tensor | None  #: (K_out, O), common to all tasks
 

@@ -181,6 +181,20 @@ def test_balancing_keeps_the_weights_and_makes_factors_of_one_size(cls, shape):
     torch.testing.assert_close(made.compose(), before, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("cls", [LAF, Tucker, TensorTrain, TensorRing])
+def test_balancing_on_request(cls):
+    def spread(made):
+        scales = [float(p.detach().square().mean().sqrt()) for p in made.parameters()]
+        return max(scales) / min(scales)
+
+    W = weights((5, 4, 3))
+    for make in (
+        lambda balance: cls.from_weights(W, ranks=0.5, balance=balance),
+        lambda balance: cls.random((50, 40, 30), 0.5, generator=rng(2), balance=balance),
+    ):
+        assert spread(make(True)) < 1 + 1e-5 and spread(make(False)) > 1.2
+
+
 def test_balancing_leaves_zero_weights_alone():
     made = LAF.from_weights(torch.zeros(4, 3, 2, dtype=torch.float64), ranks=1, balance=True)
     assert torch.equal(made.compose(), torch.zeros(4, 3, 2, dtype=torch.float64))
@@ -226,6 +240,22 @@ def test_a_new_task_leaves_the_others_alone(cls, fold):
         assert made.add_task(code) == 4
         torch.testing.assert_close(made.compose()[..., 4], torch.tensordot(code, basis, 1), rtol=0, atol=1e-12)
         assert all(isinstance(p, torch.nn.Parameter) for p in made.parameters())
+
+
+def test_a_code_of_a_ring_has_two_ranks():
+    made = TensorRing.random((6, 4, 3), (2, 3, 4), generator=rng(6)).double()
+    basis = made.basis().detach()
+    assert len(basis) == 8
+    made.add_task(torch.arange(8.0, dtype=torch.float64))
+    expected = torch.tensordot(torch.arange(8.0, dtype=torch.float64), basis, 1)
+    torch.testing.assert_close(made.compose()[..., 3], expected, rtol=0, atol=1e-12)
+
+
+def test_a_ring_never_begins_at_the_tasks():
+    """The two ranks of the mode where it begins multiply to its size: of inputs, though there are more tasks."""
+    made = TensorRing.from_weights(weights((4, 3, 9)), ranks=1.0)
+    assert made.ranks[0] * made.ranks[1] == 4
+    torch.testing.assert_close(made.compose(), weights((4, 3, 9)), rtol=0, atol=1e-10)
 
 
 def test_state_dict_and_copies():

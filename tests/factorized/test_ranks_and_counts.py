@@ -56,6 +56,10 @@ def test_folding_is_reported_and_saves_parameters():
         assert whole.folded == folded and plain.folded == () and whole.ranks == plain.ranks
         assert whole.n_parameters == 3 * 35 + 9 < plain.n_parameters  # what LAF has
         assert "folded" in repr(whole) and "folded" not in repr(plain) and str(whole.ranks) in repr(whole)
+    wide = (3, 2, 4, 6, 3)
+    for cls in (Tucker, TensorTrain):
+        assert cls.random(wide, 1.0, generator=rng()).ranks == cls.random(wide, 1.0, generator=rng(), fold=False).ranks
+    assert TensorTrain.random(wide, 1.0, generator=rng()).ranks == (3, 6, 18, 3)
     half = Tucker.random(shape, (7, 2, 3), generator=rng())
     assert half.folded == (0,) and half.U1 is None and half.U2.shape == (5, 2)
     assert half.n_parameters == 7 * 2 * 3 + 5 * 2 + 9
@@ -69,7 +73,7 @@ def test_ranks_may_be_given_in_three_ways():
     assert resolve_ranks((2, 5), (4, 5)) == (2, 5)
     assert resolve_ranks(3, (4, 2)) == (3, 2)
     assert resolve_ranks(0.5, (4, 5)) == (2, 3)  # rounded up
-    assert resolve_ranks(0.3, (10, 1)) == (3, 1)  # 3.0000000000000004 is three
+    assert 0.07 * 100 > 7 and resolve_ranks(0.07, (100, 1)) == (7, 1)  # seven, up to rounding
     assert resolve_ranks(1.0, (4, 5)) == (4, 5)
 
 
@@ -157,11 +161,28 @@ def test_the_pivoted_rule_counts_pivots():
         diagonal = abs(scipy.linalg.qr(A.numpy(), mode="r", pivoting=True)[0].diagonal())
         return int((diagonal > eps * diagonal[0]).sum())
 
-    W = weights((7, 5, 4)) * torch.tensor([1.0, 0.5, 0.1, 0.01], dtype=torch.float64)
-    for eps in (0.05, 0.2, 0.6):
-        assert LAF.from_weights(W, eps=eps, rule="pivoted-qr").ranks == (count(W.reshape(35, 4), eps),)
-        expected = tuple(count(unfold(W, n), eps) for n in range(3))
-        assert Tucker.from_weights(W, eps=eps, rule="pivoted-qr").ranks == expected
+    W = weights((7, 5, 4))
+    other = 0
+    for scale in ([1.0, 1.0, 1.0, 1.0], [1.0, 0.5, 0.1, 0.01]):
+        A = W * torch.tensor(scale, dtype=torch.float64)
+        for eps in (0.05, 0.2, 0.6):
+            laf = LAF.from_weights(A, eps=eps, rule="pivoted-qr").ranks
+            tucker = Tucker.from_weights(A, eps=eps, rule="pivoted-qr").ranks
+            train = TensorTrain.from_weights(A, eps=eps, rule="pivoted-qr").ranks
+            assert laf == (count(A.reshape(35, 4), eps),)
+            assert tucker == tuple(count(unfold(A, n), eps) for n in range(3))
+            assert train[0] == tucker[0]  # both cut the first unfolding
+            other += sum(
+                cls.from_weights(A, eps=eps).ranks != ranks
+                for cls, ranks in ((LAF, laf), (Tucker, tucker), (TensorTrain, train))
+            )
+    assert other >= 3  # the two rules are not the same
+
+
+@pytest.mark.parametrize("cls", FORMATS)
+def test_the_rule_is_handed_on(cls):
+    W = weights((7, 5, 4))
+    assert cls.from_weights(W, eps=0.6).ranks != cls.from_weights(W, eps=0.6, rule="pivoted-qr").ranks
 
 
 @pytest.mark.parametrize("eps", [0.0, -0.1, 1.5, float("nan")])

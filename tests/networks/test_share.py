@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from companion.factorized import LAF, Independent, TensorRing, TensorTrain, Tied, Tucker
+from companion.layers import TiedNorm
 from companion.networks import hard_sharing, share
 from tests.oracles.networks import TEMPLATES, Residual, Written, convnet, mlp
 
@@ -200,6 +201,13 @@ def test_hard_sharing_counts_layers_from_the_input():
             hard_sharing(mlp(), T, n)
     with pytest.raises(ValueError, match="n_shared must be from 0 to 2"):
         hard_sharing(mlp(), T, 3, heads=[1, 2, 3])
+
+
+def test_without_shared_layers_normalisation_is_not_shared_either():
+    template = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    pooled = lambda n: [isinstance(m, TiedNorm) for m in hard_sharing(template, T, n).body.children()]
+    assert pooled(0) == [False] * 4
+    assert pooled(1) == [True, False, True, False]
 
 
 def test_one_code_for_all_is_hard_sharing():
