@@ -6,8 +6,8 @@ The package behind the executable book; every chapter imports what it shows from
 - :mod:`companion.linear`: linear models as scikit-learn estimators
 - :mod:`companion.networks`: any network turned into one of many tasks (DMTRL), hard sharing
 - :mod:`companion.training`: the training loop, with checkpoints, on one process or several
-- :mod:`companion.layers`, :mod:`companion.factorized`, :mod:`companion.tensors`: layers of all tasks, the formats of their
-  weights, and the decompositions under these
+- :mod:`companion.layers`, :mod:`companion.factorized`, :mod:`companion.tensors`: layers of all tasks, the formats of
+  their weights, and the decompositions under these
 - :mod:`companion.sharing`: what tasks share, read off codes or weights
 - :mod:`companion.losses`, :mod:`companion.penalties`, :mod:`companion.solvers`: the mathematics under the estimators
 - :mod:`companion.metrics`: errors per task, gains with paired standard errors
