@@ -156,7 +156,16 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path):
 N_ROWS = killed_run.N
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also where the tests run in the background and inherited that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_after_the_step_and_keeps_it(tmp_path, times):
     """The signal comes within the seventh step, between two checkpoints; a second one acts at once."""
     path, handler = tmp_path / "run.pt", signal.getsignal(signal.SIGINT)
@@ -179,6 +188,7 @@ def test_ctrl_c_ends_after_the_step_and_keeps_it(tmp_path, times):
     same_history(history, expected)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_without_a_checkpoint_acts_at_once():
     steps = []
 
