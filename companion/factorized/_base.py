@@ -59,7 +59,6 @@ class FactorizedTensor(nn.Module, ABC):
             raise ValueError(f"shape must be (D_1, ..., T) with at least one mode beside the tasks; got {self.shape}")
 
     @classmethod
-    @abstractmethod
     def from_weights(
         cls,
         W: Any,
@@ -94,13 +93,16 @@ class FactorizedTensor(nn.Module, ABC):
         ValueError
             eps outside (0, 1], ranks above what the modes allow, W with NaN or infinity or without a task mode.
         """
+        W = check_weights(W)
+        given = None if ranks is None else cls._resolve_ranks(ranks, tuple(W.shape))
+        made = cls._factorise(W, given, eps if given is None else None, rule, fold)
+        return made.balance_() if balance else made
 
     @classmethod
-    @abstractmethod
     def random(
         cls,
         shape: Sequence[int],
-        ranks: Ranks | None,
+        ranks: Ranks | None = None,
         fan_in: int | None = None,
         generator: torch.Generator | None = None,
         fold: bool = True,
@@ -112,7 +114,7 @@ class FactorizedTensor(nn.Module, ABC):
         ----------
         shape : (D_1, ..., D_{N-1}, T)
         ranks : int, float, or tuple of int
-            As in :meth:`from_weights`.
+            As in :meth:`from_weights`; may be left out by the formats that have none.
         fan_in : int, optional
             Inputs of one unit; by default the product of all modes but the last two. Composed weights have the mean
             square ``1 / (3 fan_in)``, the variance that :class:`torch.nn.Linear` begins with.
@@ -120,7 +122,37 @@ class FactorizedTensor(nn.Module, ABC):
             Source of the draw.
         fold, balance : bool
             As in :meth:`from_weights`.
+
+        Raises
+        ------
+        ValueError
+            Ranks above what the modes allow, or none where the format needs them; fan_in below 1.
         """
+        shape = tuple(shape)
+        if fan_in is None:
+            fan_in = prod(shape[:-2])
+        if fan_in < 1:
+            raise ValueError(f"fan_in must be at least 1; got {fan_in}")
+        made = cls._draw(shape, cls._resolve_ranks(ranks, shape), generator, fold)
+        made._scale_like_plain_layer(fan_in)
+        return made.balance_() if balance else made
+
+    @classmethod
+    @abstractmethod
+    def _resolve_ranks(cls, ranks: Ranks | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Ranks of the format, from what a user gave."""
+
+    @classmethod
+    @abstractmethod
+    def _factorise(cls, W: Tensor, ranks: tuple[int, ...] | None, eps: float | None, rule: str, fold: bool) -> Self:
+        """Factors of given ranks, or within eps; one of the two is None."""
+
+    @classmethod
+    @abstractmethod
+    def _draw(
+        cls, shape: tuple[int, ...], ranks: tuple[int, ...], generator: torch.Generator | None, fold: bool
+    ) -> Self:
+        """Draw factors of any scale."""
 
     @abstractmethod
     def basis(self) -> Tensor:
@@ -225,18 +257,10 @@ class FactorizedTensor(nn.Module, ABC):
         return self
 
     @torch.no_grad()
-    def _scale_like_plain_layer(self, fan_in: int | None) -> Self:
+    def _scale_like_plain_layer(self, fan_in: int) -> None:
         """Bring the composed weights to mean square ``1 / (3 fan_in)``, by way of the first factor."""
-        if fan_in is None:
-            fan_in = prod(self.shape[:-2])
-        if fan_in < 1:
-            raise ValueError(f"fan_in must be at least 1; got {fan_in}")
         mean_square = self.squared_norm() / prod(self.shape)
         next(iter(self.parameters())).mul_((3 * fan_in * mean_square).rsqrt())
-        return self
-
-    def _finish(self, balance: bool) -> Self:
-        return self.balance_() if balance else self
 
     def extra_repr(self) -> str:
         folded = f", folded={self.folded}" if self.folded else ""

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from companion.factorized._base import (
     Chain,
     ChainSizes,
     FactorizedTensor,
-    check_weights,
     orthonormal,
     unit_codes,
 )
@@ -153,13 +152,7 @@ class _CoreChain(FactorizedTensor):
 
     @classmethod
     def _draw(
-        cls,
-        shape: Sequence[int],
-        ranks: Sequence[int],
-        fan_in: int | None,
-        generator: torch.Generator | None,
-        fold: bool,
-        balance: bool,
+        cls, shape: tuple[int, ...], ranks: tuple[int, ...], generator: torch.Generator | None, fold: bool
     ) -> Self:
         """Draw cores of ranks r_0, ..., r_{N-1}: orthonormal ones, a normal one at the end, codes of length one."""
         *D, T = shape
@@ -169,7 +162,7 @@ class _CoreChain(FactorizedTensor):
         cores = [orthonormal(prod(size[:-1]), size[-1], generator).view(size) for size in sizes[:-1]]
         cores.append(torch.randn(sizes[-1], generator=generator))
         codes = unit_codes(ranks[-1] * ranks[0], T, generator).view(ranks[-1], ranks[0], T)
-        return cls(cores, codes.transpose(1, 2))._scale_like_plain_layer(fan_in)._finish(balance)
+        return cls(cores, codes.transpose(1, 2))
 
 
 class TensorTrain(_CoreChain):
@@ -177,41 +170,26 @@ class TensorTrain(_CoreChain):
 
     It shares structure between tasks and within each of them, with fewer parameters than a Tucker core of the same
     ranks. The order of the modes matters: inputs first, then outputs, then tasks.
+
+    There are N - 1 ranks; each is at most the product of the sizes on either side of it. Given weights are factorised
+    by the tensor train SVD from left to right, which leaves the singular values in the task core; drawn cores are
+    orthonormal, a normal one before the last, with codes of length one.
     """
 
     @classmethod
-    def from_weights(
-        cls,
-        W: Any,
-        eps: float = 0.1,
-        ranks: Ranks | None = None,
-        rule: str = "frobenius",
-        fold: bool = True,
-        balance: bool = False,
-    ) -> Self:
-        """Tensor train SVD from left to right, which leaves the singular values in the task core.
-
-        There are N - 1 ranks; each is at most the product of the sizes on either side of it.
-        """
-        W = check_weights(W)
-        if ranks is None:
-            cores = tt_svd(W, eps=eps, rule=rule)
-        else:
-            cores = tt_svd(W, ranks=resolve_ranks(ranks, _largest_train(W.shape)), rule=rule)
-        return cls(fold_cores(cores[:-1]) if fold else cores[:-1], cores[-1])._finish(balance)
+    def _resolve_ranks(cls, ranks: Ranks | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return resolve_ranks(ranks, _largest_train(shape))
 
     @classmethod
-    def random(
-        cls,
-        shape: Sequence[int],
-        ranks: Ranks | None,
-        fan_in: int | None = None,
-        generator: torch.Generator | None = None,
-        fold: bool = True,
-        balance: bool = False,
+    def _factorise(cls, W: Tensor, ranks: tuple[int, ...] | None, eps: float | None, rule: str, fold: bool) -> Self:
+        *cores, task_core = tt_svd(W, ranks=ranks, eps=eps, rule=rule)
+        return cls(fold_cores(cores) if fold else cores, task_core)
+
+    @classmethod
+    def _draw(
+        cls, shape: tuple[int, ...], ranks: tuple[int, ...], generator: torch.Generator | None, fold: bool
     ) -> Self:
-        """Orthonormal cores, a normal one before the last, codes of length one."""
-        return cls._draw(shape, (1, *resolve_ranks(ranks, _largest_train(shape))), fan_in, generator, fold, balance)
+        return super()._draw(shape, (1, *ranks), generator, fold)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -227,44 +205,22 @@ class TensorTrain(_CoreChain):
 class TensorRing(_CoreChain):
     """Tensor ring of the weights of T tasks: a train whose ends are joined, so that no mode is at an end.
 
-    A train is a ring that closes with rank 1.
+    A train is a ring that closes with rank 1. There are N ranks; the first closes the ring. Given weights are
+    factorised by the tensor ring SVD, beginning at the largest mode but the tasks'; the two ranks of that mode multiply
+    to at most its size. Cores are drawn as those of a train.
     """
 
     @classmethod
-    def from_weights(
-        cls,
-        W: Any,
-        eps: float = 0.1,
-        ranks: Ranks | None = None,
-        rule: str = "frobenius",
-        fold: bool = True,
-        balance: bool = False,
-    ) -> Self:
-        """Tensor ring SVD, beginning at the largest mode but the tasks'.
-
-        There are N ranks; the first closes the ring. The two ranks of the mode that it begins with multiply to at
-        most its size.
-        """
-        W = check_weights(W)
-        start = _widest(W.shape)
-        if ranks is None:
-            cores = tensor_ring(W, eps=eps, rule=rule, start=start)
-        else:
-            cores = tensor_ring(W, ranks=_ring_ranks(ranks, W.shape), rule=rule, start=start)
-        return cls(fold_cores(cores[:-1]) if fold else cores[:-1], cores[-1])._finish(balance)
+    def _resolve_ranks(cls, ranks: Ranks | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Ranks (r_0, ..., r_{N-1}); a tuple may split the rank that the ring begins with in its own way."""
+        if not isinstance(ranks, Sequence):
+            return resolve_ranks(ranks, _largest_ring(shape))
+        return resolve_ranks(ranks, [min(prod(shape) // size for size in shape)] * len(shape))
 
     @classmethod
-    def random(
-        cls,
-        shape: Sequence[int],
-        ranks: Ranks | None,
-        fan_in: int | None = None,
-        generator: torch.Generator | None = None,
-        fold: bool = True,
-        balance: bool = False,
-    ) -> Self:
-        """Orthonormal cores, a normal one before the last, codes of length one."""
-        return cls._draw(shape, _ring_ranks(ranks, shape), fan_in, generator, fold, balance)
+    def _factorise(cls, W: Tensor, ranks: tuple[int, ...] | None, eps: float | None, rule: str, fold: bool) -> Self:
+        *cores, task_core = tensor_ring(W, ranks=ranks, eps=eps, rule=rule, start=_widest(W.shape))
+        return cls(fold_cores(cores) if fold else cores, task_core)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -306,13 +262,6 @@ def _largest_train(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _widest(shape: Sequence[int]) -> int:
     return max(range(len(shape) - 1), key=lambda n: shape[n])
-
-
-def _ring_ranks(ranks: Ranks | None, shape: Sequence[int]) -> tuple[int, ...]:
-    """Ranks (r_0, ..., r_{N-1}); a tuple may split the rank that the ring begins with in its own way."""
-    if not isinstance(ranks, Sequence):
-        return resolve_ranks(ranks, _largest_ring(shape))
-    return resolve_ranks(ranks, [min(prod(shape) // size for size in shape)] * len(shape))
 
 
 def _largest_ring(shape: Sequence[int]) -> tuple[int, ...]:

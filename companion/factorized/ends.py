@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from companion.factorized._base import Chain, ChainSizes, FactorizedTensor, check_weights
+from companion.factorized._base import Chain, ChainSizes, FactorizedTensor
 from companion.factorized.ranks import Ranks
 
 
-class Independent(FactorizedTensor):
+class _PlainWeight(FactorizedTensor):
+    """Weights that are stored as they are: no factors, no ranks to choose, nothing to compute."""
+
+    weight: nn.Parameter
+
+    @classmethod
+    def _resolve_ranks(cls, ranks: Ranks | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return ()
+
+    @torch.no_grad()
+    def _scale_like_plain_layer(self, fan_in: int) -> None:
+        """Uniform entries keep their own mean square, as those of :class:`torch.nn.Linear` do."""
+        self.weight.div_(fan_in**0.5)
+
+    def chain_cost(self) -> int:
+        """Nothing."""
+        return 0
+
+    def basis_cost(self) -> int:
+        """Nothing."""
+        return 0
+
+    def compose_cost(self) -> int:
+        """Nothing: the weights are there."""
+        return 0
+
+
+class Independent(_PlainWeight):
     """Separate weights for every task: single-task learning, T networks side by side.
+
+    Arguments about ranks, tolerance and folding mean nothing to it.
 
     Parameters
     ----------
@@ -27,31 +54,14 @@ class Independent(FactorizedTensor):
         self.weight = nn.Parameter(weight)
 
     @classmethod
-    def from_weights(
-        cls,
-        W: Any,
-        eps: float = 0.1,
-        ranks: Ranks | None = None,
-        rule: str = "frobenius",
-        fold: bool = True,
-        balance: bool = False,
-    ) -> Self:
-        """Take the weights as they are; the other arguments mean nothing here."""
-        return cls(check_weights(W).movedim(-1, 0).contiguous().clone())
+    def _factorise(cls, W: Tensor, ranks: tuple[int, ...] | None, eps: float | None, rule: str, fold: bool) -> Self:
+        return cls(W.movedim(-1, 0).contiguous().clone())
 
     @classmethod
-    def random(
-        cls,
-        shape: Sequence[int],
-        ranks: Ranks | None = None,
-        fan_in: int | None = None,
-        generator: torch.Generator | None = None,
-        fold: bool = True,
-        balance: bool = False,
+    def _draw(
+        cls, shape: tuple[int, ...], ranks: tuple[int, ...], generator: torch.Generator | None, fold: bool
     ) -> Self:
-        """Draw every task's weights uniformly, as a plain layer does."""
-        fan_in = prod(shape[:-2]) if fan_in is None else fan_in
-        return cls(uniform((shape[-1], *shape[:-1]), fan_in, generator))
+        return cls(uniform((shape[-1], *shape[:-1]), 1, generator))
 
     def basis(self) -> Tensor:
         """(T, D_1, ..., D_{N-1}) the weights themselves: every task is its own latent task."""
@@ -78,25 +88,16 @@ class Independent(FactorizedTensor):
         """No left, no right."""
         return ChainSizes(self.shape[-3], self.shape[-2], None, False)
 
-    def chain_cost(self) -> int:
-        """Nothing."""
-        return 0
-
-    def basis_cost(self) -> int:
-        """Nothing."""
-        return 0
-
-    def compose_cost(self) -> int:
-        """Nothing: the weights are there."""
-        return 0
-
     def _grow(self, code: Tensor) -> None:
         new = torch.tensordot(code, self.weight.detach(), 1)
         self.weight = nn.Parameter(torch.cat([self.weight.detach(), new[None]]))
 
 
-class Tied(FactorizedTensor):
+class Tied(_PlainWeight):
     """One weight for all tasks: hard sharing.
+
+    Of given weights it takes the mean over the tasks, the nearest in the square sense; arguments about ranks, tolerance
+    and folding mean nothing to it.
 
     Parameters
     ----------
@@ -109,32 +110,14 @@ class Tied(FactorizedTensor):
         self.weight = nn.Parameter(weight)
 
     @classmethod
-    def from_weights(
-        cls,
-        W: Any,
-        eps: float = 0.1,
-        ranks: Ranks | None = None,
-        rule: str = "frobenius",
-        fold: bool = True,
-        balance: bool = False,
-    ) -> Self:
-        """Take the mean over the tasks, the nearest weight in the square sense; the other arguments mean nothing."""
-        W = check_weights(W)
+    def _factorise(cls, W: Tensor, ranks: tuple[int, ...] | None, eps: float | None, rule: str, fold: bool) -> Self:
         return cls(W.mean(dim=-1), W.shape[-1])
 
     @classmethod
-    def random(
-        cls,
-        shape: Sequence[int],
-        ranks: Ranks | None = None,
-        fan_in: int | None = None,
-        generator: torch.Generator | None = None,
-        fold: bool = True,
-        balance: bool = False,
+    def _draw(
+        cls, shape: tuple[int, ...], ranks: tuple[int, ...], generator: torch.Generator | None, fold: bool
     ) -> Self:
-        """Draw the weight uniformly, as a plain layer does."""
-        fan_in = prod(shape[:-2]) if fan_in is None else fan_in
-        return cls(uniform(tuple(shape[:-1]), fan_in, generator), shape[-1])
+        return cls(uniform(shape[:-1], 1, generator), shape[-1])
 
     def basis(self) -> Tensor:
         """(1, D_1, ..., D_{N-1}) the one weight."""
@@ -160,18 +143,6 @@ class Tied(FactorizedTensor):
     def chain_sizes(self) -> ChainSizes:
         """All of it is left."""
         return ChainSizes(self.shape[-2], self.shape[-2], "kernel and channels", False, middle=False)
-
-    def chain_cost(self) -> int:
-        """Nothing."""
-        return 0
-
-    def basis_cost(self) -> int:
-        """Nothing."""
-        return 0
-
-    def compose_cost(self) -> int:
-        """Nothing: it is a view."""
-        return 0
 
     def _grow(self, code: Tensor) -> None:
         if not torch.equal(code, torch.ones_like(code)):

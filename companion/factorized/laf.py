@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from companion.factorized._base import Chain, ChainSizes, FactorizedTensor, check_weights, unit_codes
+from companion.factorized._base import Chain, ChainSizes, FactorizedTensor, unit_codes
 from companion.factorized.ranks import Ranks, resolve_ranks
 from companion.tensors import truncate
 
@@ -19,6 +18,10 @@ class LAF(FactorizedTensor):
 
     The matrix factorisation of GO-MTL for the unfolding of a layer that has one column per task. What it shares is
     whole weights; it says nothing about structure within a task.
+
+    There is one rank, K, at most the smaller of P = D_1 ... D_{N-1} and T. Given weights are factorised by the
+    truncated SVD of the (P, T) matrix that they make, the singular values going to the side of the tasks; drawn factors
+    are normal latent weights and codes of length one. Nothing is ever folded: the basis has no factors.
 
     Parameters
     ----------
@@ -34,44 +37,21 @@ class LAF(FactorizedTensor):
         self.S = nn.Parameter(S)
 
     @classmethod
-    def from_weights(
-        cls,
-        W: Any,
-        eps: float = 0.1,
-        ranks: Ranks | None = None,
-        rule: str = "frobenius",
-        fold: bool = True,
-        balance: bool = False,
-    ) -> Self:
-        """Truncated SVD of the ``(P, T)`` matrix of weights; the singular values go to the side of the tasks.
-
-        There is one rank, K, at most the smaller of P and T. Nothing is ever folded: the basis has no factors.
-        """
-        W = check_weights(W)
-        *D, T = W.shape
-        matrix = W.reshape(-1, T)
-        if ranks is None:
-            U, s, Vh = truncate(matrix, eps=eps, rule=rule)
-        else:
-            (K,) = resolve_ranks(ranks, (min(matrix.shape),))
-            U, s, Vh = truncate(matrix, rank=K, rule=rule)
-        return cls(U.T.contiguous().view(-1, *D), s[:, None] * Vh)._finish(balance)
+    def _resolve_ranks(cls, ranks: Ranks | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return resolve_ranks(ranks, (min(prod(shape[:-1]), shape[-1]),))
 
     @classmethod
-    def random(
-        cls,
-        shape: Sequence[int],
-        ranks: Ranks | None,
-        fan_in: int | None = None,
-        generator: torch.Generator | None = None,
-        fold: bool = True,
-        balance: bool = False,
+    def _factorise(cls, W: Tensor, ranks: tuple[int, ...] | None, eps: float | None, rule: str, fold: bool) -> Self:
+        *D, T = W.shape
+        U, s, Vh = truncate(W.reshape(-1, T), rank=None if ranks is None else ranks[0], eps=eps, rule=rule)
+        return cls(U.T.contiguous().view(-1, *D), s[:, None] * Vh)
+
+    @classmethod
+    def _draw(
+        cls, shape: tuple[int, ...], ranks: tuple[int, ...], generator: torch.Generator | None, fold: bool
     ) -> Self:
-        """Normal latent weights, codes of length one."""
-        *D, T = shape
-        (K,) = resolve_ranks(ranks, (min(prod(D), T),))
-        drawn = cls(torch.randn(K, *D, generator=generator), unit_codes(K, T, generator))
-        return drawn._scale_like_plain_layer(fan_in)._finish(balance)
+        (*D, T), (K,) = shape, ranks
+        return cls(torch.randn(K, *D, generator=generator), unit_codes(K, T, generator))
 
     def basis(self) -> Tensor:
         """(K, D_1, ..., D_{N-1}) latent weights L."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from companion.factorized._base import (
     ChainSizes,
     FactorizedTensor,
     Takes,
-    check_weights,
     orthonormal,
     unit_codes,
 )
@@ -27,6 +26,10 @@ class Tucker(FactorizedTensor):
 
     .. math:: W_{i_1 \dots i_{N-1} t} = \sum_{k_1 \dots k_N}
         C_{k_1 \dots k_N} U^{(1)}_{i_1 k_1} \cdots U^{(N-1)}_{i_{N-1} k_{N-1}} S_{k_N t}
+
+    There are N ranks, that of the task mode last; a rank is at most the size of its mode and at most the product of the
+    other sizes. Given weights are factorised by the higher-order SVD, which leaves the singular values in the core;
+    drawn factors are a normal core, orthonormal bases and codes of length one.
 
     Parameters
     ----------
@@ -52,52 +55,30 @@ class Tucker(FactorizedTensor):
         return tuple(getattr(self, f"U{n}") for n in range(1, len(self.shape)))
 
     @classmethod
-    def from_weights(
-        cls,
-        W: Any,
-        eps: float = 0.1,
-        ranks: Ranks | None = None,
-        rule: str = "frobenius",
-        fold: bool = True,
-        balance: bool = False,
-    ) -> Self:
-        """Higher-order SVD of ``W``; the singular values are in the core.
+    def _resolve_ranks(cls, ranks: Ranks | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return resolve_ranks(ranks, tuple(min(size, prod(shape) // size) for size in shape))
 
-        There are N ranks, that of the task mode last; a rank is at most the size of its mode and at most the product
-        of the other sizes.
-        """
-        W = check_weights(W)
-        if ranks is None:
-            core, U = hosvd(W, eps=eps, rule=rule)
-        else:
-            core, U = hosvd(W, ranks=resolve_ranks(ranks, _largest(W.shape)), rule=rule)
+    @classmethod
+    def _factorise(cls, W: Tensor, ranks: tuple[int, ...] | None, eps: float | None, rule: str, fold: bool) -> Self:
+        core, U = hosvd(W, ranks=ranks, eps=eps, rule=rule)
         core, S = core.movedim(-1, 0), U[-1].T
         factors: list[Tensor | None] = [*U[:-1]]
         for n, factor in enumerate(U[:-1]):
             if fold and factor.shape[0] == factor.shape[1]:
                 core = torch.tensordot(core, factor, dims=([n + 1], [1])).movedim(-1, n + 1)
                 factors[n] = None
-        return cls(core.contiguous(), factors, S.contiguous())._finish(balance)
+        return cls(core.contiguous(), factors, S.contiguous())
 
     @classmethod
-    def random(
-        cls,
-        shape: Sequence[int],
-        ranks: Ranks | None,
-        fan_in: int | None = None,
-        generator: torch.Generator | None = None,
-        fold: bool = True,
-        balance: bool = False,
+    def _draw(
+        cls, shape: tuple[int, ...], ranks: tuple[int, ...], generator: torch.Generator | None, fold: bool
     ) -> Self:
-        """Normal core, orthonormal bases, codes of length one."""
-        *D, T = shape
-        *K, K_N = resolve_ranks(ranks, _largest(shape))
+        (*D, T), (*K, K_N) = shape, ranks
         core = torch.randn(K_N, *K, generator=generator)
         factors = [
             None if fold and k == size else orthonormal(size, k, generator) for size, k in zip(D, K, strict=True)
         ]
-        drawn = cls(core, factors, unit_codes(K_N, T, generator))
-        return drawn._scale_like_plain_layer(fan_in)._finish(balance)
+        return cls(core, factors, unit_codes(K_N, T, generator))
 
     def basis(self) -> Tensor:
         """(K_N, D_1, ..., D_{N-1}) core multiplied by the bases of all modes but the last."""
@@ -161,8 +142,3 @@ class Tucker(FactorizedTensor):
 
     def _grow(self, code: Tensor) -> None:
         self.S = nn.Parameter(torch.cat([self.S.detach(), code[:, None]], dim=1))
-
-
-def _largest(shape: Sequence[int]) -> tuple[int, ...]:
-    whole = prod(shape)
-    return tuple(min(size, whole // size) for size in shape)
