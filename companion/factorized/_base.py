@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from companion.factorized.ranks import Ranks
 
-#: What the left map of a chain takes in: the channels (the last input mode) only, or the taps of the kernel as well.
-Takes = Literal["channels", "kernel and channels"]
+#: What the left map of a chain takes in: the channels (the last input mode), the taps of the kernel as well, or the
+#: first axis of the kernel only, for every channel by itself.
+Takes = Literal["channels", "kernel and channels", "first kernel axis"]
 
 
 class Chain(NamedTuple):
@@ -22,18 +23,22 @@ class Chain(NamedTuple):
     Inputs can go through the chain without the weights ever being composed. ``None`` stands for the identity.
     """
 
-    left: Tensor | None  #: ``(C, K_in)`` or ``(*kernel, C, K_in)``, common to all tasks
-    middle: Tensor | None  #: (T, ..., K_in, K_out), one per task; None where the tasks share one map, which is left
+    left: Tensor | None  #: ``(C, K)``, ``(*kernel, C, K)`` or ``(H, K)``, common to all tasks
+    #: (T, ..., K_in, K_out), one per task, a kernel axis that left has taken in being of length 1; None where the tasks
+    #: share one map, which is left
+    middle: Tensor | None
     right: Tensor | None  #: (K_out, O), common to all tasks
 
 
 class ChainSizes(NamedTuple):
     """Sizes of a :class:`Chain`, known before it is made; what a layer needs to count its cost."""
 
-    inner: int  #: K_in
-    outer: int  #: K_out
     left: Takes | None  #: what the left map takes in, None where there is none
-    right: bool  #: whether there is a right map
+    inner: int  #: K_in, channels between left and middle
+    outer: int  #: K_out
+    cost: int = 0  #: multiply-adds to make the maps
+    taps: int = 1  #: taps of the kernel that the left map takes in
+    right: bool = False  #: whether there is a right map
     middle: bool = True  #: whether the tasks differ at all
 
 
@@ -172,17 +177,19 @@ class FactorizedTensor(nn.Module, ABC):
         """Positions in :attr:`ranks` that have no factor of their own, because it went into its neighbour."""
         return ()
 
-    @abstractmethod
-    def chain(self) -> Chain:
-        """Weights of a layer, ``(*kernel, C, O, T)`` or ``(I, O, T)``, as maps for activations to go through."""
+    def chains(self) -> tuple[ChainSizes, ...]:
+        """Ways to send activations through the factors; none where the weights have to be composed."""
+        return ()
 
-    @abstractmethod
-    def chain_sizes(self) -> ChainSizes:
-        """Sizes of :meth:`chain`."""
+    def chain(self, sizes: ChainSizes) -> Chain:
+        """Weights of a layer, ``(*kernel, C, O, T)`` or ``(I, O, T)``, as maps for activations to go through.
 
-    @abstractmethod
-    def chain_cost(self) -> int:
-        """Multiply-adds to make the middle of :meth:`chain`."""
+        Parameters
+        ----------
+        sizes : ChainSizes
+            One of :meth:`chains`.
+        """
+        raise ValueError(f"{type(self).__name__} has no factors that activations could go through")
 
     def compose_cost(self) -> int:
         """Multiply-adds of :meth:`compose`."""

@@ -65,75 +65,71 @@ class _CoreChain(FactorizedTensor):
     def _closing(self) -> int:
         return self.S.shape[1]
 
-    def _left(self) -> Tensor | None:
-        """(r_0, P, r) product of the cores but the last, None where there is only one."""
-        product = None
-        for core in self._before:
-            if product is None:
-                product = core.flatten(1, -2)
-            else:
-                step = product.flatten(0, 1) @ core.flatten(1)
-                product = step.view(self._closing, -1, core.shape[-1])
-        return product
-
     def basis(self) -> Tensor:
         """(K, D_1, ..., D_{N-1}) product of the shared cores, K = r_{N-1} r_0."""
-        left, core = self._left(), self.core  # (r_0, P, r), (r_{N-1}, r, D...)
-        product = core if left is None else left.unsqueeze(0) @ core.flatten(2).unsqueeze(1)
-        return product.reshape(-1, *self.shape[:-1])  # from (r_{N-1}, r_0, ...)
+        basis = self._after(self._before)
+        return basis.reshape(-1, *self.shape[:-1])  # from (r_{N-1}, r_0, ...)
+
+    def _after(self, cores: Sequence[Tensor]) -> Tensor:
+        """(r_{N-1}, r, ...) the last shared core, multiplied by cores (r, ..., r_{N-2}) that come before it."""
+        return _product(cores).unsqueeze(0) @ self.core.flatten(2).unsqueeze(1) if cores else self.core
 
     def task_factor(self) -> Tensor:
         """(K, T) task core, its two ranks flattened."""
         return self.S.flatten(0, 1)
 
-    @property
-    def _splits(self) -> bool:
-        """Whether the outputs have a core of their own, so that inputs can go through the others first."""
-        return self._n_before > 0 and self.core.ndim == 3
+    def chains(self) -> tuple[ChainSizes, ...]:
+        """Up to two: all shared cores but the last on the left, or that of the first kernel axis only."""
+        found: list[ChainSizes] = []
+        if not self._n_before:
+            return ()
+        T, (*_, C, M), before = self.n_tasks, self.shape[:-1], self._before
+        if self.core.ndim == 3:  # the outputs have a core of their own
+            cost = _product_cost(before) + T * self._closing * self.core.numel()
+            inner = self._closing * self.core.shape[1]
+            found.append(ChainSizes("kernel and channels", inner, M, cost, taps=prod(self.shape[:-3])))
+        if len(self.shape) > 3 and before[0].ndim == 3:  # so has the first kernel axis
+            r = before[0].shape[-1]
+            cost = self._closing * r * T * self.core.shape[0] * prod(self.shape[1:-1])
+            if before[1:]:
+                cost += _product_cost(before[1:]) + self.core.numel() * r * prod(
+                    prod(G.shape[1:-1]) for G in before[1:]
+                )
+            found.append(ChainSizes("first kernel axis", self._closing * r * C, M, cost, taps=self.shape[0]))
+        return tuple(found)
 
-    def chain(self) -> Chain:
-        """Product of the cores before the last, then the last one combined for every task."""
-        left = self._left()
-        if left is None or not self._splits:
-            return Chain(None, self.compose().movedim(-1, 0), None)
-        return Chain(left.movedim(0, 1).reshape(*self.shape[:-2], -1), self._task_cores(), None)
+    def chain(self, sizes: ChainSizes) -> Chain:
+        """Product of the cores on the left; that of the others, combined for every task."""
+        if sizes.left == "kernel and channels":
+            left = _product(self._before).movedim(0, 1).reshape(*self.shape[:-2], -1)  # (*kernel, C, r_0 r)
+            return Chain(left, self._task_cores(self.core), None)
+        first, *others = self._before
+        middle = self._task_cores(self._after(others)).view(
+            self.n_tasks, -1, *self.shape[1:-1]
+        )  # (T, r_0 r_1, ..., C, M)
+        middle = middle.movedim(1, -3).flatten(-3, -2).unsqueeze(1)  # (T, 1, ..., r_0 r_1 C, M)
+        return Chain(first.movedim(0, 1).flatten(1), middle, None)
 
-    def _task_cores(self) -> Tensor:
-        """(T, r_0 r, D) the last shared core combined for every task."""
-        codes = self.S.permute(2, 1, 0).reshape(-1, self.core.shape[0])  # (T r_0, r_{N-1})
-        return (codes @ self.core.flatten(1)).view(self.n_tasks, self._closing * self.core.shape[1], -1)
+    def _task_cores(self, core: Tensor) -> Tensor:
+        """(T, r_0 r, D) a core (r_{N-1}, r, D...) combined for every task."""
+        codes = self.S.permute(2, 1, 0).reshape(-1, core.shape[0])  # (T r_0, r_{N-1})
+        return (codes @ core.flatten(1)).view(self.n_tasks, self._closing * core.shape[1], -1)
 
     def squared_norm(self) -> Tensor:
         """Squared Frobenius norm of the composed weights, from the factors."""
-        left = self._left()
-        if left is None:
+        if not self._n_before:
             return super().squared_norm()
-        left, cores = left.movedim(0, 1).flatten(1), self._task_cores()  # (P, r_0 r), (T, r_0 r, D)
+        left = _product(self._before).movedim(0, 1).flatten(1)  # (P, r_0 r)
+        cores = self._task_cores(self.core)  # (T, r_0 r, D)
         return (cores * (left.T @ left @ cores)).sum()
-
-    def chain_sizes(self) -> ChainSizes:
-        """Rank behind the left map, or the whole weight where nothing can be split off."""
-        if not self._splits:
-            return ChainSizes(self.shape[-3], self.shape[-2], None, False)
-        return ChainSizes(self._closing * self.core.shape[1], self.shape[-2], "kernel and channels", False)
-
-    def chain_cost(self) -> int:
-        """Product of the other cores, and the last core once per task."""
-        if not self._splits:
-            return self.compose_cost()
-        return self._left_cost() + self.n_tasks * self._closing * self.core.numel()
 
     def basis_cost(self) -> int:
         """One product per core."""
-        last = self.core.numel() * self._closing * prod(self.shape[:-1]) // prod(self.core.shape[2:])
-        return self._left_cost() + (last if self._n_before else 0)
-
-    def _left_cost(self) -> int:
-        cost, rows = 0, self._closing
-        for n, core in enumerate(self._before):
-            cost += rows * core.numel() if n else 0
-            rows *= prod(core.shape[1:-1])
-        return cost
+        if not self._n_before:
+            return 0
+        return _product_cost(self._before) + self._closing * self.core.numel() * prod(
+            prod(core.shape[1:-1]) for core in self._before
+        )
 
     def _bonds(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ranks r_0, ..., r_{N-1}, and the positions of those inside a core."""
@@ -247,6 +243,24 @@ def fold_shapes(sizes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     while (n := _full_bond(sizes)) is not None:
         sizes[n : n + 2] = [(*sizes[n][:-1], *sizes[n + 1][1:])]
     return sizes
+
+
+def _product(cores: Sequence[Tensor]) -> Tensor:
+    """(r, P, r') product of neighbouring cores."""
+    product = cores[0].flatten(1, -2)
+    for core in cores[1:]:
+        step = product.flatten(0, 1) @ core.flatten(1)
+        product = step.view(product.shape[0], -1, core.shape[-1])
+    return product
+
+
+def _product_cost(cores: Sequence[Tensor]) -> int:
+    """Multiply-adds of :func:`_product`."""
+    rows, cost = prod(cores[0].shape[:-1]), 0
+    for core in cores[1:]:
+        cost += rows * core.numel()
+        rows *= prod(core.shape[1:-1])
+    return cost
 
 
 def _full_bond(sizes: Sequence[tuple[int, ...]]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Self
 
 import torch
@@ -24,10 +25,6 @@ class _PlainWeight(FactorizedTensor):
     def _scale_like_plain_layer(self, fan_in: int) -> None:
         """Uniform entries keep their own mean square, as those of :class:`torch.nn.Linear` do."""
         self.weight.div_(fan_in**0.5)
-
-    def chain_cost(self) -> int:
-        """Nothing."""
-        return 0
 
     def basis_cost(self) -> int:
         """Nothing."""
@@ -80,14 +77,6 @@ class Independent(_PlainWeight):
         """The number of tasks."""
         return (self.n_tasks,)
 
-    def chain(self) -> Chain:
-        """The weights alone."""
-        return Chain(None, self.weight, None)
-
-    def chain_sizes(self) -> ChainSizes:
-        """No left, no right."""
-        return ChainSizes(self.shape[-3], self.shape[-2], None, False)
-
     def _grow(self, code: Tensor) -> None:
         new = torch.tensordot(code, self.weight.detach(), 1)
         self.weight = nn.Parameter(torch.cat([self.weight.detach(), new[None]]))
@@ -136,13 +125,14 @@ class Tied(_PlainWeight):
         """One."""
         return (1,)
 
-    def chain(self) -> Chain:
+    def chains(self) -> tuple[ChainSizes, ...]:
+        """One: all of the weight is left."""
+        O = self.shape[-2]
+        return (ChainSizes("kernel and channels", O, O, taps=prod(self.shape[:-3]), middle=False),)
+
+    def chain(self, sizes: ChainSizes) -> Chain:
         """The one weight, on the left."""
         return Chain(self.weight, None, None)
-
-    def chain_sizes(self) -> ChainSizes:
-        """All of it is left."""
-        return ChainSizes(self.shape[-2], self.shape[-2], "kernel and channels", False, middle=False)
 
     def _grow(self, code: Tensor) -> None:
         if not torch.equal(code, torch.ones_like(code)):

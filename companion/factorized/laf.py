@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from companion.factorized._base import Chain, ChainSizes, FactorizedTensor, unit_codes
+from companion.factorized._base import FactorizedTensor, unit_codes
 from companion.factorized.ranks import Ranks, resolve_ranks
 from companion.tensors import truncate
 
@@ -65,18 +65,6 @@ class LAF(FactorizedTensor):
     def ranks(self) -> tuple[int, ...]:
         """(K,)."""
         return (self.L.shape[0],)
-
-    def chain(self) -> Chain:
-        """The composed weights: there is nothing for activations to go through."""
-        return Chain(None, self.compose().movedim(-1, 0), None)
-
-    def chain_sizes(self) -> ChainSizes:
-        """No left, no right."""
-        return ChainSizes(self.shape[-3], self.shape[-2], None, False)
-
-    def chain_cost(self) -> int:
-        """As much as composing."""
-        return self.compose_cost()
 
     def basis_cost(self) -> int:
         """Nothing."""

@@ -104,21 +104,20 @@ class Tucker(FactorizedTensor):
         weighted = self._expand(self.core, grams).flatten(1)
         return (self.S * (self.core.flatten(1) @ weighted.T @ self.S)).sum()
 
-    def chain(self) -> Chain:
+    def chains(self) -> tuple[ChainSizes, ...]:
+        """One, unless the bases of the last input mode and of the outputs both went into the core."""
+        left, right = self.factors[-2:]
+        if left is None and right is None:
+            return ()
+        cost = self.n_tasks * self.core.numel() + self._expansion_cost(self.n_tasks, len(self.shape) - 3)
+        takes: Takes | None = None if left is None else "channels"
+        return (ChainSizes(takes, self.core.shape[-2], self.core.shape[-1], cost, right=right is not None),)
+
+    def chain(self, sizes: ChainSizes) -> Chain:
         """Basis of the last input mode, a core per task, basis of the outputs; other modes go into the core."""
         *inner, left, right = self.factors
         cores = (self.S.T @ self.core.flatten(1)).view(self.n_tasks, *self.core.shape[1:])
         return Chain(left, self._expand(cores, inner), None if right is None else right.T)
-
-    def chain_sizes(self) -> ChainSizes:
-        """Ranks of the last input mode and of the outputs."""
-        left, right = self.factors[-2:]
-        takes: Takes | None = None if left is None else "channels"
-        return ChainSizes(self.core.shape[-2], self.core.shape[-1], takes, right is not None)
-
-    def chain_cost(self) -> int:
-        """A core per task, and the expansion of its kernel modes."""
-        return self.n_tasks * self.core.numel() + self._expansion_cost(self.n_tasks, len(self.shape) - 3)
 
     def basis_cost(self) -> int:
         """One product per mode."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from companion.factorized import FactorizedTensor, Tied
+from companion.factorized import ChainSizes, FactorizedTensor, Tied
 from companion.layers.cost import Contraction, Sizes, check_contraction, choose
 
 
@@ -29,7 +29,7 @@ class TaskLayer(nn.Module, ABC):
         check_contraction(contraction)
         self.weight = weight
         self.contraction: Contraction = contraction
-        self._choices: dict[tuple, Contraction] = {}
+        self._choices: dict[tuple, ChainSizes | None] = {}
         self.bias: nn.Parameter | None = None
         if bias:
             O, T = weight.shape[-2:]
@@ -42,8 +42,8 @@ class TaskLayer(nn.Module, ABC):
         """T."""
         return self.weight.n_tasks
 
-    def choose(self, sizes: Sizes) -> Contraction:
-        """The way that is asked for, or the cheaper one for inputs of these sizes; counted once for each."""
+    def choose(self, sizes: Sizes) -> ChainSizes | None:
+        """The chain to send inputs of these sizes through, None to compose the weights; counted once for each."""
         key = (self.contraction, id(self.weight), self.n_tasks, sizes)
         if key not in self._choices:
             self._choices[key] = choose(self.contraction, self.weight, sizes)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from math import prod
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion.factorized import FactorizedTensor, Tied
+from companion.factorized import ChainSizes, FactorizedTensor, Tied
 from companion.layers._base import TaskLayer
 from companion.layers.cost import Contraction, Sizes
 from companion.layers.stacking import (
@@ -77,12 +78,17 @@ class _TaskConv(TaskLayer):
         """
         *_, C, M, T = self.weight.shape
         check_stacked(x, T, C * self.groups, 2, (self.n_space + 3,), type(self).__name__)
-        if self._way(x) == "composed":
+        chain = self._chain(x)
+        if chain is None:
             return self._convolve(x, self.weight.compose().movedim(-1, 0), self.bias)
-        left, middle, right = self.weight.chain()
-        if left is not None and left.ndim > 2:
+        left, middle, right = self.weight.chain(chain)
+        if chain.left == "kernel and channels":
+            assert left is not None
             return self._kernel_first(x, left, middle)
         assert middle is not None  # only a common kernel does without
+        if chain.left == "first kernel axis":
+            assert left is not None
+            return self._convolve(self._first_axis(x, left), middle, self.bias, skip=1)
         if left is not None:
             x = _map_channels(x, left)
         if right is None:
@@ -90,28 +96,31 @@ class _TaskConv(TaskLayer):
         y = _map_channels(self._convolve(x, middle, None), right)
         return y if self.bias is None else y + self.bias.view(T, 1, M, *[1] * self.n_space)
 
-    def _way(self, x: Tensor) -> Contraction:
+    def _chain(self, x: Tensor) -> ChainSizes | None:
         if self.groups > 1 and not isinstance(self.weight, Tied):
-            return "composed"  # a basis of the channels would have to respect the groups
+            return None  # a basis of the channels would have to respect the groups
         *kernel, C, M, _ = self.weight.shape
-        B, positions = x.shape[1], prod(self._space_out(x.shape[3:]))
-        sizes = Sizes(B * positions, B * prod(x.shape[3:]), prod(kernel), C, M)
-        return self.choose(sizes)
+        B, space, out = x.shape[1], x.shape[3:], self._space_out(x.shape[3:])
+        if min(out) < 1:
+            return None  # torch says that the image is smaller than the kernel
+        first = B * out[0] * prod(space[1:])
+        length = space[0] + sum(self.padding[0])
+        return self.choose(Sizes(B * prod(out), B * prod(space), prod(kernel), C, M, first, length))
 
     def _space_out(self, space: Sequence[int]) -> list[int]:
         axes = zip(space, self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        return [max((n + sum(p) - d * (k - 1) - 1) // s + 1, 1) for n, k, s, p, d in axes]
+        return [(n + sum(p) - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
 
-    def _convolve(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+    def _convolve(self, x: Tensor, W: Tensor, bias: Tensor | None, skip: int = 0) -> Tensor:
         """One grouped convolution with kernels W (T, ..., C, M), or a plain one where all tasks share the input."""
         T = W.shape[0]
         kernels = W.permute(0, -1, -2, *range(1, W.ndim - 2)).flatten(0, 1)  # (T M, C, ...)
         if bias is not None:
             bias = bias.expand(T, -1).flatten()
         if is_shared(x) and self.groups == 1:
-            y = self._plain(channels_last(x[0]), kernels, bias, 1)
+            y = self._plain(channels_last(x[0]), kernels, bias, 1, skip)
         else:
-            y = self._plain(fold_channels(x), kernels, bias, T * self.groups)
+            y = self._plain(fold_channels(x), kernels, bias, T * self.groups, skip)
         return unfold_channels(y, T)
 
     def _kernel_first(self, x: Tensor, left: Tensor, middle: Tensor | None) -> Tensor:
@@ -128,6 +137,32 @@ class _TaskConv(TaskLayer):
             h = unfold_channels(self._plain(fold_channels(x), repeated, None, T), T)
         return self._one_tap(h, middle, self.bias)
 
+    def _first_axis(self, x: Tensor, taps: Tensor) -> Tensor:
+        """Convolve channels with taps (h, K) along the first axis, (T, B, C, H, ...) to (T, B, K C, H', ...).
+
+        It is one product with a banded matrix: there are no fast kernels for so thin a convolution.
+        """
+        T = x.shape[0]
+        if is_shared(x):
+            return expand_tasks(self._first_axis(x[:1], taps)[0], T)
+        images = fold_channels(x)  # (B, T C, H, ...)
+        if any(self.padding[0]):
+            images = self._pad(images, (self.padding[0], *((0, 0),) * (self.n_space - 1)))
+        rows = images.movedim(1, -1).flatten(2)  # (B, H, ... T C)
+        bands = self._bands(taps, rows.shape[1])  # (H', K, H)
+        z = torch.bmm(bands.flatten(0, 1).expand(len(rows), -1, -1), rows)
+        z = z.view(len(rows), *bands.shape[:2], *x.shape[4:], T, x.shape[2])  # (B, H', K, ..., T, C)
+        return from_rows(z.movedim(2, -2).flatten(-2))
+
+    def _bands(self, taps: Tensor, length: int) -> Tensor:
+        """(H', K, H) what input h adds to output h', in each of K mixtures."""
+        n, stride, dilation = len(taps), self.stride[0], self.dilation[0]
+        starts = torch.arange(0, length - dilation * (n - 1), stride, device=taps.device)
+        offset = torch.arange(length, device=taps.device) - starts[:, None]  # (H', H)
+        read = (offset % dilation == 0) & (offset >= 0) & (offset < dilation * n)
+        with_none = F.pad(taps, (0, 0, 0, 1))  # one more tap, for inputs that are not read
+        return with_none[torch.where(read, offset // dilation, n)].movedim(-1, 1)
+
     def _one_tap(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply the channels of x (T, B, K, ...) by a matrix per task, W (T, K, M)."""
         T, _, M = W.shape
@@ -138,15 +173,22 @@ class _TaskConv(TaskLayer):
             return unfold_channels(convolve(channels_last(x[0]), kernels, bias), T)
         return unfold_channels(convolve(fold_channels(x), kernels, bias, groups=T), T)
 
-    def _plain(self, x: Tensor, kernels: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-        """torch's convolution with the settings of this layer."""
+    def _plain(self, x: Tensor, kernels: Tensor, bias: Tensor | None, groups: int, skip: int = 0) -> Tensor:
+        """torch's convolution with the settings of this layer, but for axes that were dealt with before."""
         convolve = F.conv1d if self.n_space == 1 else F.conv2d
-        padding = [before for before, _ in self.padding]
-        if self.padding_mode != "zeros" or any(before != after for before, after in self.padding):
-            margins = [margin for pair in reversed(self.padding) for margin in pair]
-            x = F.pad(x, margins, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-            padding = [0] * self.n_space
-        return convolve(x, kernels, bias, self.stride, padding, self.dilation, groups)
+        margins = (*((0, 0),) * skip, *self.padding[skip:])
+        stride, dilation = ((*(1,) * skip, *setting[skip:]) for setting in (self.stride, self.dilation))
+        padding = [before for before, _ in margins]
+        if any(map(any, margins)) and (
+            self.padding_mode != "zeros" or any(before != after for before, after in margins)
+        ):
+            x, padding = self._pad(x, margins), [0] * self.n_space
+        return convolve(x, kernels, bias, stride, padding, dilation, groups)
+
+    def _pad(self, x: Tensor, margins: Sequence[tuple[int, int]]) -> Tensor:
+        """Images with margins before and after, per axis."""
+        flat = [margin for pair in reversed(margins) for margin in pair]
+        return F.pad(x, flat, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
 
     def task_weights(self) -> Tensor:
         """(T, M, C, ...) kernels of every task, laid out as torch's convolutions have them."""
@@ -178,7 +220,7 @@ class TaskConv2d(_TaskConv):
 
     Composed kernels of all tasks make one grouped convolution with channels last in memory. Through a Tucker core,
     channels go into their basis, through small kernels and out again; through a train, one common kernel is followed
-    by a matrix per task.
+    by a matrix per task, or common taps along the first axis by a kernel per task for the other one.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from companion.factorized import FactorizedTensor
+from companion.factorized import ChainSizes, FactorizedTensor
 
 Contraction = Literal["auto", "composed", "activations"]
 CHOICES = ("auto", "composed", "activations")
@@ -27,6 +27,8 @@ class Sizes(NamedTuple):
     kernel: int  #: taps of the kernel; 1 for a linear layer
     inputs: int  #: input units or channels
     outputs: int  #: output units or channels
+    rows_first: int = 0  #: B times the positions after a convolution along the first axis only
+    length: int = 0  #: length of the first axis of the input, padding included
 
 
 def composed_cost(weight: FactorizedTensor, sizes: Sizes) -> int:
@@ -37,30 +39,34 @@ def composed_cost(weight: FactorizedTensor, sizes: Sizes) -> int:
     return weight.compose_cost() + apply + PASS * T * entries * written
 
 
-def activations_cost(weight: FactorizedTensor, sizes: Sizes) -> int:
-    """Make the middle of the chain, then send the activations through left, middle and right."""
-    chain, T = weight.chain_sizes(), weight.n_tasks
-    all_first = chain.left == "kernel and channels"
-    taps_left, taps = (sizes.kernel, 1) if all_first else (1, sizes.kernel)
-    rows_left = sizes.rows if all_first else sizes.rows_in
-    cost = weight.chain_cost() + T * taps * chain.inner * chain.outer * (sizes.rows + PASS)
-    if chain.left is not None:
-        cost += T * rows_left * chain.inner * (taps_left * sizes.inputs + PASS)
+def activations_cost(weight: FactorizedTensor, chain: ChainSizes, sizes: Sizes) -> int:
+    """Make the maps of the chain, then send the activations through left, middle and right."""
+    T, taps = weight.n_tasks, sizes.kernel // chain.taps
+    cost = chain.cost + T * taps * chain.inner * chain.outer * (sizes.rows + PASS)
+    if chain.left == "channels":
+        cost += T * sizes.rows_in * chain.inner * (sizes.inputs + PASS)
+    elif chain.left == "kernel and channels":
+        cost += T * sizes.rows * chain.inner * (chain.taps * sizes.inputs + PASS)
+    elif chain.left == "first kernel axis":
+        cost += T * sizes.rows_first * chain.inner * (sizes.length + PASS)
     if chain.right:
         cost += T * sizes.rows * chain.outer * (sizes.outputs + PASS)
     return cost
 
 
-def choose(contraction: Contraction, weight: FactorizedTensor, sizes: Sizes) -> Contraction:
-    """The cheaper way, unless one was asked for."""
-    if contraction != "auto":
-        return contraction
-    chain = weight.chain_sizes()
-    if not chain.middle:
-        return "activations"  # one layer for all tasks
-    if not (chain.left or chain.right):
-        return "composed"
-    return "activations" if activations_cost(weight, sizes) < composed_cost(weight, sizes) else "composed"
+def choose(contraction: Contraction, weight: FactorizedTensor, sizes: Sizes) -> ChainSizes | None:
+    """The cheapest chain for the activations to go through; None where weights are to be composed.
+
+    Weights without a chain are composed even where one is asked for, and weights that all tasks share never are: they
+    are one layer for all tasks.
+    """
+    costs = {chain: activations_cost(weight, chain, sizes) for chain in weight.chains()}
+    if contraction == "composed" or not costs:
+        return None
+    best = min(costs, key=costs.__getitem__)
+    if contraction == "activations" or not best.middle:
+        return best
+    return best if costs[best] < composed_cost(weight, sizes) else None
 
 
 def check_contraction(contraction: str) -> None:

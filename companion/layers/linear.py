@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from companion.factorized import FactorizedTensor
+from companion.factorized import Chain, FactorizedTensor
 from companion.layers._base import TaskLayer
 from companion.layers.cost import Contraction, Sizes
-from companion.layers.stacking import check_stacked, expand_tasks, is_shared
+from companion.layers.stacking import check_stacked, is_shared
 
 
 class TaskLinear(TaskLayer):
@@ -47,10 +47,11 @@ class TaskLinear(TaskLayer):
         inner = x.shape[1:-1]
         x = x[0].reshape(1, -1, I) if is_shared(x) else x.reshape(T, -1, I)  # (T or 1, n, I)
         sizes = Sizes(x.shape[1], x.shape[1], 1, I, O)
-        if self.choose(sizes) == "composed":
+        chain = self.choose(sizes)
+        if chain is None:
             y = self._multiply(x, self.weight.compose().movedim(-1, 0))
         else:
-            y = self._send_through(x)
+            y = self._send_through(x, self.weight.chain(chain))
         return y.view(T, *inner, O)
 
     def _multiply(self, x: Tensor, W: Tensor) -> Tensor:
@@ -62,14 +63,14 @@ class TaskLinear(TaskLayer):
             return torch.bmm(x, W) + self.bias
         return torch.baddbmm(self.bias.unsqueeze(1), x, W)
 
-    def _send_through(self, x: Tensor) -> Tensor:
+    def _send_through(self, x: Tensor, chain: Chain) -> Tensor:
         """Activations through left, middle and right; shared maps take all tasks in one product."""
-        left, middle, right = self.weight.chain()
+        left, middle, right = chain
         if left is not None:
             x = x @ left
         if middle is None:  # one layer for all tasks
             x = x if self.bias is None else x + self.bias
-            return x if x.shape[0] == self.n_tasks else expand_tasks(x[0], self.n_tasks)
+            return x.expand(self.n_tasks, -1, -1)
         if right is None:
             return self._multiply(x, middle)
         x = torch.bmm(x.expand(self.n_tasks, -1, -1), middle) @ right

@@ -8,7 +8,7 @@ import pytest
 import tensorly
 import torch
 
-from companion.factorized import LAF, Independent, TensorRing, TensorTrain, Tied, Tucker
+from companion.factorized import LAF, ChainSizes, Independent, TensorRing, TensorTrain, Tied, Tucker
 from companion.factorized.core_chains import fold_cores, fold_shapes
 from companion.tensors import hosvd, ring_to_tensor, tucker_to_tensor
 
@@ -240,6 +240,38 @@ def test_a_new_task_leaves_the_others_alone(cls, fold):
         assert made.add_task(code) == 4
         torch.testing.assert_close(made.compose()[..., 4], torch.tensordot(code, basis, 1), rtol=0, atol=1e-12)
         assert all(isinstance(p, torch.nn.Parameter) for p in made.parameters())
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("shape", [(5, 4, 3), (3, 4, 6, 5), (3, 2, 4, 6, 5)], ids=str)
+@pytest.mark.parametrize("cls", [*FORMATS, Tied])
+def test_the_maps_of_every_chain_make_the_weights(cls, shape, fold):
+    """Products of left, middle and right, contracted as their shapes say, of the sizes that were told beforehand."""
+    seen = set()
+    for ranks in (1.0, 0.5, 0.25):
+        made = cls.random(shape, ranks, generator=rng(1), fold=fold).double()
+        for sizes in made.chains():
+            left, middle, right = made.chain(sizes)
+            W = left.expand(made.n_tasks, *left.shape) if middle is None else middle
+            if middle is not None:
+                assert middle.shape[-2:] == (sizes.inner, sizes.outer)
+                if sizes.left == "channels":
+                    W = torch.einsum("ck,t...ko->t...co", left, middle)
+                elif sizes.left == "kernel and channels":
+                    W = torch.einsum("...k,tko->t...o", left, middle)
+                elif sizes.left == "first kernel axis":
+                    by_channel = middle.squeeze(1).unflatten(-2, (-1, shape[-3]))  # (T, ..., K, C, M)
+                    W = torch.einsum("hk,t...kco->th...co", left, by_channel)
+            assert (right is not None) == sizes.right and (middle is not None) == sizes.middle
+            taken = {"kernel and channels": shape[:-3], "first kernel axis": shape[:1]}.get(sizes.left, ())
+            assert sizes.taps == prod(taken)
+            W = W if right is None else W @ right
+            torch.testing.assert_close(W.movedim(0, -1), made.compose(), rtol=0, atol=1e-12)
+            seen.add(sizes.left)
+    if cls in (LAF, Independent):
+        assert not seen
+        with pytest.raises(ValueError, match=f"{cls.__name__} has no factors that activations could go through"):
+            made.chain(ChainSizes(None, 1, 1))
 
 
 def test_a_code_of_a_ring_has_two_ranks():

@@ -6,6 +6,7 @@ from torch import nn
 
 from companion.factorized import LAF, Independent, TensorRing, TensorTrain, Tied, Tucker
 from companion.layers import TaskConv1d, TaskConv2d
+from companion.layers.cost import Sizes
 from companion.layers.stacking import expand_tasks
 
 FORMATS = [LAF, Tucker, TensorTrain, TensorRing, Independent, Tied]
@@ -21,6 +22,8 @@ SETTINGS = [
     {"padding": "same", "padding_mode": "reflect"},
     {"padding": 1, "padding_mode": "replicate", "dilation": 2, "stride": 2},
 ]
+CASES = ((1.0, True), (0.5, False), (2, True), (0.25, True), ("all but the first axis in one core", True))
+IN_ONE_CORE = {1: (1, 4, 2), 2: (1, 2, 8, 2)}
 EVEN_KERNEL = "ignore:Using padding='same' with even kernel lengths"
 
 
@@ -34,12 +37,23 @@ def inputs(*shape):
 
 def layer(cls, n=2, ranks=0.5, fold=True, bias=True, groups=1, shape=None, **settings):
     shape = shape or (*KERNEL[n], C // groups, M, T)
+    if isinstance(ranks, str):
+        ranks = {TensorTrain: IN_ONE_CORE[n], TensorRing: (1, *IN_ONE_CORE[n])}.get(cls, 0.5)
     kind = TaskConv1d if n == 1 else TaskConv2d
     made = kind(cls.random(shape, ranks, generator=rng(1), fold=fold), bias, groups=groups, **settings).double()
     if bias:
         with torch.no_grad():
             made.bias.normal_(generator=rng(2))
     return made
+
+
+def every_way(made):
+    """Set the layer to compose its weights, then to go through each of its chains, then to what it chooses itself."""
+    for way in (None, *made.weight.chains()):
+        made.choose = lambda sizes, way=way: way
+        yield way
+    del made.choose
+    yield "auto"
 
 
 def plain_layers(made, **settings):
@@ -64,12 +78,12 @@ def plain_layers(made, **settings):
 @pytest.mark.parametrize("cls", FORMATS)
 def test_outputs_are_those_of_plain_layers(cls, n, settings):
     x = inputs(T, B, C, *SPACE[n])
-    for ranks, fold in ((1.0, True), (0.5, False), (2, True)):
+    for ranks, fold in CASES:
         made = layer(cls, n, ranks, fold, **settings)
         plain = plain_layers(made, **settings)
         expected = torch.stack([one(x_t) for one, x_t in zip(plain, x, strict=True)])
         shared = torch.stack([one(x[0]) for one in plain])
-        for made.contraction in ("auto", "composed", "activations"):
+        for _ in every_way(made):
             torch.testing.assert_close(made(x), expected, rtol=0, atol=1e-12)
             torch.testing.assert_close(made(expand_tasks(x[0], T)), shared, rtol=0, atol=1e-12)
 
@@ -92,7 +106,7 @@ def test_groups(cls, contraction):
 def test_gradients_are_the_same_either_way(cls, n, shared):
     """Against autograd through one plain convolution per task with composed weights."""
     kind = torch.nn.functional.conv1d if n == 1 else torch.nn.functional.conv2d
-    for ranks, fold in ((1.0, True), (0.5, False)):
+    for ranks, fold in CASES:
         made = layer(cls, n, ranks, fold, stride=2, padding=1)
         parameters = list(made.parameters())
         x = inputs(*(() if shared else (T,)), B, C, *SPACE[n]).requires_grad_()
@@ -101,7 +115,7 @@ def test_gradients_are_the_same_either_way(cls, n, shared):
         tasks = [kind(stacked[t], kernels[t], biases[t], 2, 1) for t in range(T)]
         direction = inputs(*torch.stack(tasks).shape)
         expected = torch.autograd.grad((torch.stack(tasks) * direction).sum(), [x, *parameters])
-        for made.contraction in ("composed", "activations"):
+        for _ in every_way(made):
             found = torch.autograd.grad((made(stacked) * direction).sum(), [x, *parameters])
             for one, other in zip(found, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
@@ -120,6 +134,66 @@ def test_gradcheck(cls, contraction):
     assert torch.autograd.gradcheck(outputs, tuple(value.requires_grad_() for value in arguments))
 
 
+@pytest.mark.parametrize("cls", [TensorTrain, TensorRing])
+def test_gradcheck_of_the_first_axis(cls):
+    made = layer(cls, ranks=1, shape=(2, 3, 2, 3, 2), padding=1, stride=2)
+    (chain,) = (chain for chain in made.weight.chains() if chain.left == "first kernel axis")
+    made.choose = lambda sizes: chain
+    names, values = zip(*made.named_parameters(), strict=True)
+
+    def outputs(x, *parameters):
+        return torch.func.functional_call(made, dict(zip(names, parameters, strict=True)), (x,))
+
+    arguments = (inputs(2, 2, 2, 3, 4), *(value.detach() for value in values))
+    assert torch.autograd.gradcheck(outputs, tuple(value.requires_grad_() for value in arguments))
+
+
+def test_the_ways_that_are_tried_are_those_there_are():
+    """Ranks that the tests above take lead through every chain, with and without cores between."""
+    kinds = set()
+    for cls in FORMATS:
+        for n in (1, 2):
+            for ranks, fold in CASES:
+                weight = layer(cls, n, ranks, fold).weight
+                for chain in weight.chains():
+                    between = len(weight.cores) - 2 if isinstance(weight, TensorTrain | TensorRing) else 0
+                    kinds.add((cls, n, chain.left, between > 0, chain.right))
+    trains = {
+        (cls, n, left, between, False)
+        for cls in (TensorTrain, TensorRing)
+        for n in (1, 2)
+        for left, between in (("first kernel axis", True), ("first kernel axis", False), ("kernel and channels", True))
+    }
+    assert trains <= kinds
+    assert {kind[2] for kind in kinds if kind[0] is Tucker} == {"channels"}
+    assert not any(kind[0] in (LAF, Independent) for kind in kinds)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_sizes_that_a_layer_counts_with(n):
+    """Rows before, after and in between, of an image that gets smaller along both axes."""
+    seen, made = [], layer(TensorTrain, n, stride=2, padding=1)
+    made.choose = seen.append
+    made(inputs(T, B, C, *SPACE[n]))  # 11 -> 6; 8 x 9 -> 4 x 5
+    rows, rows_in, first = {1: (6, 11, 6), 2: (4 * 5, 8 * 9, 4 * 9)}[n]
+    assert seen == [Sizes(B * rows, B * rows_in, 3 if n == 1 else 6, C, M, B * first, SPACE[n][0] + 2)]
+
+
+def test_shared_inputs_are_convolved_once():
+    """Composed kernels of all tasks read a shared input as the filters of one convolution, without groups."""
+    made, x, groups = layer(LAF), inputs(B, C, *SPACE[2]), []
+    made._plain = lambda x, kernels, bias, g, *_: groups.append(g) or type(made)._plain(made, x, kernels, bias, g)
+    made(expand_tasks(x, T))
+    made(x.expand(T, B, C, *SPACE[2]).clone())
+    assert groups == [1, T]
+
+
+def test_an_image_smaller_than_the_kernel():
+    for cls in FORMATS:
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+            layer(cls)(inputs(T, B, C, 2, 2))
+
+
 def test_weights_as_torch_has_them():
     for n in (1, 2):
         made = layer(Tucker, n)
@@ -136,7 +210,7 @@ def test_any_memory_layout_of_the_input(cls):
     )
     for other in layouts:
         assert other.stride() != x.stride()
-        for made.contraction in ("composed", "activations"):
+        for _ in every_way(made):
             torch.testing.assert_close(made(other), made(x), rtol=0, atol=1e-12)
 
 
@@ -146,7 +220,7 @@ def test_the_next_layer_takes_the_memory_as_it_is(channels):
     x, contiguous = inputs(T, B, channels, *SPACE[2]), lambda y: y.is_contiguous(memory_format=torch.channels_last)
     for cls in FORMATS:
         made = layer(cls, shape=(3, 2, channels, M, T))
-        for made.contraction in ("auto", "composed", "activations"):
+        for _ in every_way(made):
             for y in (made(x), made(expand_tasks(x[0], T))):
                 y = y[:1] if y.stride(0) == 0 else y  # shared
                 assert contiguous(y.flatten(0, 1)) or contiguous(y.movedim(0, 1).flatten(1, 2)), (cls, y.stride())
