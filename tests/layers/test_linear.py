@@ -6,6 +6,7 @@ from torch import nn
 
 from companion.factorized import LAF, Independent, TensorRing, TensorTrain, Tied, Tucker
 from companion.layers import TaskLinear
+from companion.layers.cost import Sizes
 from companion.layers.stacking import expand_tasks
 
 FORMATS = [LAF, Tucker, TensorTrain, TensorRing, Independent, Tied]
@@ -53,6 +54,14 @@ def test_outputs_are_those_of_plain_layers(cls, ranks, fold, contraction):
         shared = torch.stack([one(x[0]) for one in plain_layers(made)])
         torch.testing.assert_close(made(expand_tasks(x[0], T)), shared, rtol=0, atol=1e-12)
         torch.testing.assert_close(made(x[:1].repeat(T, 1, 1)), shared, rtol=0, atol=1e-12)
+
+
+def test_sizes_that_a_layer_counts_with():
+    seen, made = [], layer(Tucker)
+    made.choose = seen.append
+    made(inputs(T, B, 5, I))
+    made(expand_tasks(inputs(B, I), T))
+    assert seen == [Sizes(5 * B, 5 * B, 1, I, O), Sizes(B, B, 1, I, O)]
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -18,7 +18,7 @@ CASES = [
     (lambda: nn.LayerNorm((C, 5)), (2, C, 5)),
     (lambda: nn.LayerNorm(C, bias=False), (6, C)),
     (lambda: nn.LayerNorm(C, elementwise_affine=False), (C,)),
-    (lambda: nn.GroupNorm(2, C), (C, 5, 6)),
+    (lambda: nn.GroupNorm(2, C, eps=0.3), (C, 5, 6)),
     (lambda: nn.GroupNorm(2, C, affine=False), (C, 5)),
 ]
 IDS = [f"{make()!r} {shape}" for make, shape in CASES]
@@ -94,6 +94,14 @@ def test_a_new_task_gets_the_means(make, shape):
             torch.testing.assert_close(value[:T].detach(), before[key], rtol=0, atol=0)
             torch.testing.assert_close(value[T].double(), before[key].double().mean(0), rtol=0, atol=1e-12)
         assert ours(torch.cat([inputs(T, B, *shape)] * 2)[: T + 1]).shape == (T + 1, B, *shape)
+
+
+def test_tied_normalisation_takes_the_mean_of_layers():
+    plain, ours = plain_layers(lambda: nn.BatchNorm1d(C)), TiedNorm(nn.BatchNorm1d(C).double(), T)
+    ours.load_(plain)
+    for key, value in ours.task_state().items():
+        mean = torch.stack([layer.state_dict()[key] for layer in plain]).double().mean(0)
+        torch.testing.assert_close(value[1].double(), mean, rtol=0, atol=1e-12)
 
 
 def test_bad_input():
