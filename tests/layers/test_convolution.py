@@ -190,8 +190,10 @@ def test_shared_inputs_are_convolved_once():
 
 def test_an_image_smaller_than_the_kernel():
     for cls in FORMATS:
-        with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
-            layer(cls)(inputs(T, B, C, 2, 2))
+        for contraction in ("auto", "composed", "activations"):
+            made = layer(cls, 2, 0.25, contraction=contraction)
+            with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+                made(inputs(T, B, C, 1, 9))
 
 
 def test_weights_as_torch_has_them():
