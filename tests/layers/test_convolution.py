@@ -191,7 +191,7 @@ def test_shared_inputs_are_convolved_once():
 def test_an_image_smaller_than_the_kernel():
     for cls in FORMATS:
         for contraction in ("auto", "composed", "activations"):
-            made = layer(cls, 2, 0.25, contraction=contraction)
+            made = layer(cls, 2, "all but the first axis in one core", contraction=contraction)
             with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
                 made(inputs(T, B, C, 1, 9))
 
