@@ -8,6 +8,7 @@ after it, and is added to ``EXPERIMENTS`` here; data sets that are treated alike
 from companion.experiments._frame import Experiment, UnitResult, run
 from companion.experiments.cluster_recovery import ClusterRecovery
 from companion.experiments.computer_survey import ComputerSurveyStudy
+from companion.experiments.dmtrl_digits import DMTRLDigits
 from companion.experiments.gomtl_computer import GOMTLComputer
 from companion.experiments.gomtl_digits import GOMTLDigits
 from companion.experiments.gomtl_new_tasks import GOMTLNewTasks
@@ -22,6 +23,7 @@ from companion.experiments.school_relations import SchoolRelations
 EXPERIMENTS: tuple[Experiment, ...] = (
     ClusterRecovery(),
     ComputerSurveyStudy(),
+    DMTRLDigits(),
     GOMTLComputer(),
     GOMTLDigits("mnist"),
     GOMTLDigits("usps"),
@@ -40,6 +42,7 @@ __all__ = [
     "EXPERIMENTS",
     "ClusterRecovery",
     "ComputerSurveyStudy",
+    "DMTRLDigits",
     "Experiment",
     "GOMTLComputer",
     "GOMTLDigits",
