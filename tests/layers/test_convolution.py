@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from companion.factorized import LAF, Independent, TensorRing, TensorTrain, Tied, Tucker
 from companion.layers import TaskConv1d, TaskConv2d
@@ -186,6 +187,17 @@ def test_shared_inputs_are_convolved_once():
     made(expand_tasks(x, T))
     made(x.expand(T, B, C, *SPACE[2]).clone())
     assert groups == [1, T]
+
+
+def test_shared_inputs_go_through_the_first_axis_once():
+    made, x, taps = layer(TensorTrain), inputs(B, C, *SPACE[2]), inputs(3, 2)
+    work = []
+    for given in (expand_tasks(x, T), x.expand(T, *x.shape).clone()):
+        with FlopCounterMode(display=False) as counter:
+            y = made._first_axis(given, taps)
+        work.append(counter.get_total_flops())
+        assert y.shape == (T, B, 2 * C, 6, 9)
+    assert work[1] == T * work[0] > 0
 
 
 def test_an_image_smaller_than_the_kernel():

@@ -65,6 +65,14 @@ def test_counts_of_convolutions(cls, ranks, fold):
         assert ways == [None, "kernel and channels", "first kernel axis"]
 
 
+@pytest.mark.parametrize(("ranks", "left", "right"), [((12, 5, 3), None, True), ((6, 10, 3), "channels", False)])
+def test_tucker_with_one_factor_folded_away(ranks, left, right):
+    weight = Tucker.random((12, 10, T), ranks, generator=torch.Generator().manual_seed(0))
+    (chain,) = weight.chains()
+    assert (chain.left, chain.right) == (left, right) and len(weight.folded) == 1
+    assert assert_counted(TaskLinear(weight, bias=False), torch.randn(T, B, 12), Sizes(B, B, 1, 12, 10)) == [None, left]
+
+
 def test_padding_makes_the_first_axis_longer():
     weight = TensorTrain.random((3, 2, 5, 6, T), 0.25, generator=torch.Generator().manual_seed(0))
     x, sizes = torch.randn(T, B, 5, 8, 9), Sizes(B * 5 * 12, B * 8 * 9, 6, 5, 6, B * 5 * 9, 12)
