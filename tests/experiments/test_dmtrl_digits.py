@@ -253,3 +253,27 @@ def test_a_unit_comes_out_again():
         again = DMTRLDigits().run_unit(unit, record().config, torch.device("cpu"))["metrics"]
         assert again["error"] == pytest.approx(row["metrics"]["error"], abs=0.3)
         assert again["n_parameters"] == row["metrics"]["n_parameters"]
+
+
+def test_what_lives_on_relatedness():
+    """Hard sharing and trains gain only from related tasks; LAF gains more where there is nothing to share."""
+    assert len(errors("separate")) == 30
+    for method in ("hard, first layer", "TT, 32 directions"):
+        assert minus_separate(method).high < 0 < minus_separate(method, SHUFFLED).mean
+        assert relatedness(method).high < -2
+    for method in ("LAF, K = 20", "LAF, K = 8", "LAF, first layer, K = 8"):
+        assert minus_separate(method).high < 0 and minus_separate(method, SHUFFLED).high < 0
+        assert relatedness(method).low > 0
+    assert minus_separate("products of their own").low > 0
+
+
+def test_shuffled_pixels_are_as_hard_for_separate_networks():
+    worlds = paired_difference(errors("separate"), errors("separate", SHUFFLED))
+    assert abs(worlds.mean) < 0.5
+
+
+def test_a_tolerance_of_ten_percent_gains_nothing():
+    for begun in (APART, ALIKE):
+        for method in ("TT, 10 %", "LAF, 10 %"):
+            assert minus_separate(method, begun=begun).mean > -0.2
+    assert minus_separate("LAF, K = 8", begun=APART).high < 0 < minus_separate("LAF, K = 8", SHUFFLED, APART).low
