@@ -88,7 +88,8 @@ class _CoreChain(FactorizedTensor):
             cost = _product_cost(before) + T * self._closing * self.core.numel()
             inner = self._closing * self.core.shape[1]
             found.append(ChainSizes("kernel and channels", inner, M, cost, taps=prod(self.shape[:-3])))
-        if len(self.shape) > 3 and before[0].ndim == 3:  # so has the first kernel axis
+        # So has the first kernel axis. For a single channel whole kernels are faster, for torch has code for them.
+        if len(self.shape) > 3 and before[0].ndim == 3 and C > 1:
             r = before[0].shape[-1]
             cost = self._closing * r * T * self.core.shape[0] * prod(self.shape[1:-1])
             if before[1:]:

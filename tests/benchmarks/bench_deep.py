@@ -32,6 +32,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from _common import STATUS, cpu_model, in_new_process, show_verdicts, status_mb, verdict
 from _deep_cases import (
@@ -164,6 +165,21 @@ def summarise(case: Case, threads: int, device: torch.device, rows: Sequence[Row
     }
 
 
+def in_short(rows: Sequence[Row]) -> list[Row]:
+    """One row for every contestant of a case: quartiles of its turns, and how many there were."""
+    turns: dict[str, list[Row]] = {}
+    for row in rows:
+        turns.setdefault(json.dumps({k: v for k, v in row["unit"].items() if k != "repeat"}), []).append(row)
+    short = []
+    for unit, found in turns.items():
+        metrics: dict[str, float] = {"turns": len(found)}
+        for key in ("seconds", "cpu_seconds"):
+            quartiles = np.quantile([row["metrics"][key] for row in found], (0.25, 0.5, 0.75))
+            metrics |= dict(zip((f"{key}_low", f"{key}_median", f"{key}_high"), quartiles.tolist(), strict=True))
+        short.append({"unit": json.loads(unit), "metrics": metrics, "per_task": {}})
+    return short
+
+
 # --- processes of their own -------------------------------------------------------------------------------------------
 
 
@@ -181,7 +197,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         for summary in summaries:
             show_case(summary)
         cases += summaries
-        rows += runs
+        rows += in_short(runs)
     rates = better(first, measure_rates(seconds_of, device, options.smoke))
     found = floors(chosen_cases(options), cases, rates)
     show_floors(found, rates)
