@@ -288,11 +288,11 @@ def all_cases(smoke: bool) -> list[Case]:
     methods = (*EVERYBODY, LOOP_CHANNELS_LAST)
     few, many = (5, 14) if smoke else (50, 139)
     cases = [
-        Case("MLP", "MLP", mlp, big, big[:1], 4 if smoke else 10, B, (*EVERYBODY, COMPILED), 11, 3),
-        Case("LeNet-heavy", "LeNet-heavy", lenet, images, (1, 28, 28), 4 if smoke else 10, B, methods, 7, 1),
+        Case("MLP", "MLP", mlp, big, big[:1], 4 if smoke else 10, B, (*EVERYBODY, COMPILED), 15, 3),
+        Case("LeNet-heavy", "LeNet-heavy", lenet, images, (1, 28, 28), 4 if smoke else 10, B, methods, 15, 1),
         Case(f"small nets, T={few}", "small nets", mlp, small, small[:1], few, B, SEPARATE, 9, 3),
         Case(f"small nets, T={many}", "many small nets", mlp, small, small[:1], many, B, SEPARATE, 9, 3),
     ]
     for T in (5, 6, 7) if smoke else (5, 10, 20, 50):
-        cases.append(Case(f"growth, T={T}", "growth", mlp, big, big[:1], T, B, GROWING, 7, 1))
+        cases.append(Case(f"growth, T={T}", "growth", mlp, big, big[:1], T, B, GROWING, 11, 1))
     return cases

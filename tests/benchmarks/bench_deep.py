@@ -147,10 +147,12 @@ def measure(cases: Sequence[Case], threads: int, device: torch.device, rounds: i
 
 
 def summarise(case: Case, threads: int, device: torch.device, rows: Sequence[Row], trainings: Trainings) -> Summary:
-    """Medians and minima of every contestant, and their medians over that of STL-batched."""
+    """Medians and minima of every contestant, and the median of its time over that of STL-batched in the same turn."""
     methods, compared = [], clock(threads, device)
+    turns: dict[str, list[float]] = {}
     for name, training in trainings.items():
         runs = [row["metrics"] for row in rows if (row["unit"]["case"], row["unit"]["method"]) == (case.name, name)]
+        turns[name] = [metrics[compared] for metrics in runs]
         method: Summary = {"method": name, "parameters": training.n_parameters, "repeats": len(runs)}
         for key in ("seconds", "cpu_seconds"):
             values = [metrics[key] for metrics in runs]
@@ -160,9 +162,15 @@ def summarise(case: Case, threads: int, device: torch.device, rows: Sequence[Row
     return {
         **{"case": case.name, "kind": case.kind, "sizes": list(case.sizes), "T": case.T, "B": case.B},
         **{"threads": threads, "clock": compared, "methods": methods},
-        "ratios": {name: seconds / medians[STL] for name, seconds in medians.items()},
+        "ratios": {name: over(seconds, turns[STL]) for name, seconds in turns.items()},
+        "turns": turns,
         "seconds_per_task": {name: seconds / case.T for name, seconds in medians.items()},
     }
+
+
+def over(seconds: Sequence[float], reference: Sequence[float]) -> float:
+    """Median ratio of two contestants that ran in turn: what slows the machine down for a while slows both."""
+    return median(one / other for one, other in zip(seconds, reference, strict=True))
 
 
 def in_short(rows: Sequence[Row]) -> list[Row]:
@@ -315,8 +323,8 @@ def step_verdicts(case: Summary) -> list[dict[str, Any]]:
                 lines.append((formats[part].name, "of STL-batched", ratios[formats[part].name], wanted))
     if kind == "MLP":
         for formats in (TUCKER, TRAIN):
-            name = formats["full"].name
-            lines.append((name, f"of {LAF_FULL.name}", ratios[name] / ratios[LAF_FULL.name], 1.0))
+            name, turns = formats["full"].name, case["turns"]
+            lines.append((name, f"of {LAF_FULL.name}", over(turns[name], turns[LAF_FULL.name]), 1.0))
     return [verdict(f"{case['case']}: {line}", unit, figure, wanted) for line, unit, figure, wanted in lines]
 
 
@@ -333,8 +341,11 @@ def growth(cases: Sequence[Summary]) -> dict[str, float]:
     """Largest time per task over that at the smallest T, for every method."""
     if not cases:
         return {}
-    first, *_ = times = [case["seconds_per_task"] for case in sorted(cases, key=lambda case: case["T"])]
-    return {name: max(seconds[name] for seconds in times) / first[name] for name in first}
+    first, *_ = ordered = sorted(cases, key=lambda case: case["T"])
+    return {
+        name: max(over(case["turns"][name], turns) * first["T"] / case["T"] for case in ordered)
+        for name, turns in first["turns"].items()
+    }
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
@@ -471,6 +482,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = [case for part in parts for case in part["cases"]]
     lines = verdicts(cases, memories)
     show_verdicts(lines)
+    for case in cases:
+        del case["turns"]  # the record has their quartiles
     if options.output is not None:
         system = {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": options.threads}
         system |= {"platform": platform.platform(), "load_average": {"start": before, "end": load_average()}}
