@@ -61,6 +61,8 @@ def blocks(lines: list[str], where: str, first: int = 1) -> Iterator[Block]:
         if text.lines:
             if found.kind == "math" and text.lines[-1].strip():
                 raise MystError(f"{where}:{found.line}: $$ needs an empty line before it, else it is no equation")
+            if found.kind == "comment" and text.lines[-1].strip():
+                raise MystError(f"{where}:{found.line}: a line that begins with % is a comment: its text is lost")
             yield text
             text = Block("text", 0, [])
         yield found
@@ -80,7 +82,7 @@ def _structured(lines: list[str], i: int, where: str, first: int) -> tuple[Block
         return Block("target", first + i, [line], label=target["label"]), 1
     if HEADING.match(line):
         return Block("heading", first + i, [line]), 1
-    if line.startswith("%"):
+    if line.lstrip().startswith("%"):
         return Block("comment", first + i, [line]), 1
     return None, 0
 

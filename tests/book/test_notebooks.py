@@ -239,6 +239,8 @@ def test_caption_of_a_drawn_figure_follows_its_cell(book):
         ("{numref}`sec-how`", 12, "the section has no number; use"),
         ("> :::{note}\n> x\n> :::", 12, r"directives and \$\$ start a line of their own"),
         ("a $$ x $$", 12, r"directives and \$\$ start a line of their own"),
+        ("a of 7\n% of b", 13, "begins with % is a comment"),
+        ("- a of 7\n  % of b", 13, "begins with % is a comment"),
         ("a\n$$\nx\n$$", 13, r"\$\$ needs an empty line before it"),
         ("\\begin{align}\nx\n\\end{align}", 12, r"LaTeX environments stand inside \$\$"),
         (":::{note}\nx", 12, r":::\{note\} is never closed"),
