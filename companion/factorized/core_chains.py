@@ -93,9 +93,7 @@ class _CoreChain(FactorizedTensor):
             r = before[0].shape[-1]
             cost = self._closing * r * T * self.core.shape[0] * prod(self.shape[1:-1])
             if before[1:]:
-                cost += _product_cost(before[1:]) + self.core.numel() * r * prod(
-                    prod(G.shape[1:-1]) for G in before[1:]
-                )
+                cost += _product_cost(before[1:]) + r * self.core.numel() * _n_entries(before[1:])
             found.append(ChainSizes("first kernel axis", self._closing * r * C, M, cost, taps=self.shape[0]))
         return tuple(found)
 
@@ -105,9 +103,8 @@ class _CoreChain(FactorizedTensor):
             left = _product(self._before).movedim(0, 1).reshape(*self.shape[:-2], -1)  # (*kernel, C, r_0 r)
             return Chain(left, self._task_cores(self.core), None)
         first, *others = self._before
-        middle = self._task_cores(self._after(others)).view(
-            self.n_tasks, -1, *self.shape[1:-1]
-        )  # (T, r_0 r_1, ..., C, M)
+        cores = self._task_cores(self._after(others))
+        middle = cores.view(self.n_tasks, -1, *self.shape[1:-1])  # (T, r_0 r_1, ..., C, M)
         middle = middle.movedim(1, -3).flatten(-3, -2).unsqueeze(1)  # (T, 1, ..., r_0 r_1 C, M)
         return Chain(first.movedim(0, 1).flatten(1), middle, None)
 
@@ -128,9 +125,7 @@ class _CoreChain(FactorizedTensor):
         """One product per core."""
         if not self._n_before:
             return 0
-        return _product_cost(self._before) + self._closing * self.core.numel() * prod(
-            prod(core.shape[1:-1]) for core in self._before
-        )
+        return _product_cost(self._before) + self._closing * self.core.numel() * _n_entries(self._before)
 
     def _bonds(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ranks r_0, ..., r_{N-1}, and the positions of those inside a core."""
@@ -253,6 +248,11 @@ def _product(cores: Sequence[Tensor]) -> Tensor:
         step = product.flatten(0, 1) @ core.flatten(1)
         product = step.view(product.shape[0], -1, core.shape[-1])
     return product
+
+
+def _n_entries(cores: Sequence[Tensor]) -> int:
+    """P, product of the sizes of all modes in some cores."""
+    return prod(prod(core.shape[1:-1]) for core in cores)
 
 
 def _product_cost(cores: Sequence[Tensor]) -> int:
