@@ -155,11 +155,7 @@ def _describe(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str,
         foreign = [tuple(parameter.shape) for parameter in group["params"] if parameter not in names]
         if foreign:
             raise ValueError(f"optimizer must be of parameters of the network; one of shape {foreign[0]} is not")
-        left_out = (
-            "params",
-            "param_names",
-            *IMPLEMENTATION,
-        )  # parameters are told by their names: to print them is slow
+        left_out = ("params", "param_names", *IMPLEMENTATION)  # names tell parameters; printing them is slow
         settings = {name: repr(value) for name, value in group.items() if name not in left_out}
         groups.append({**settings, "params": [names[parameter] for parameter in group["params"]]})
     return {"class": type(optimizer).__name__, "groups": groups}

@@ -154,6 +154,12 @@ def test_from_models_every_start_begins_as_they_are():
             assert off < 0.2, name
 
 
+def test_the_tolerance_is_that_of_the_start():
+    models = separate_networks(drawn(n_tasks=20), False, rng(), 3)
+    tight, loose = (build({"by": "LAF", "eps": eps}, 20, rng(), models).layers["0"].weight.ranks for eps in (0.1, 0.8))
+    assert loose < tight
+
+
 def test_separate_networks_begin_alike_only_where_asked():
     for alike in (True, False):
         models = separate_networks(drawn(), alike, rng(), steps=1, learning_rate=1e-9)
@@ -247,7 +253,12 @@ def test_it_was_computed_with_what_the_code_chooses_now():
 
 
 def test_a_unit_comes_out_again():
-    for begun, method in ((DRAWN, "LAF, K = 8"), (ALIKE, "TT, 10 %")):
+    for begun, method in (
+        (DRAWN, "separate, stopped"),
+        (DRAWN, "LAF, K = 8"),
+        (ALIKE, "TT, 10 %"),
+        (APART, "LAF, K = 8"),
+    ):
         unit = {"condition": SHUFFLED, "begun": begun, "method": method, "seed": 7}
         row = next(row for row in record().results if row["unit"] == unit)
         again = DMTRLDigits().run_unit(unit, record().config, torch.device("cpu"))["metrics"]

@@ -114,6 +114,16 @@ def test_what_a_small_convolution_chooses():
     assert choose("auto", unfolded, sizes) == choose("activations", unfolded, sizes) == unfolded.chains()[1]
 
 
+def test_writing_counts():
+    """Four channels, 3 x 3 taps, two mixtures of rows: less arithmetic than composed, and measured to be slower."""
+    sizes = Sizes(32 * 14 * 14, 32 * 16 * 16, 9, 4, 16, 32 * 14 * 16, 16)
+    train = TensorTrain.random((3, 3, 4, 16, 10), (2, 6, 24, 3), generator=torch.Generator().manual_seed(0))
+    (chain,) = (chain for chain in train.chains() if chain.left == "first kernel axis")
+    arithmetic = activations_cost(train, chain, sizes) - PASS * written(train, sizes, chain)
+    assert arithmetic < composed_cost(train, sizes) - PASS * written(train, sizes, None)
+    assert choose("auto", train, sizes) is None
+
+
 def test_choices_are_remembered_and_made_anew_for_other_weights():
     layer = TaskLinear(LAF.random((512, 512, 10), 1.0, generator=torch.Generator().manual_seed(0)))
     wide = Sizes(32, 32, 1, 512, 512)

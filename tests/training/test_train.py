@@ -546,6 +546,17 @@ def test_settings_out_of_range_are_refused(settings, message):
         train(**arguments)
 
 
+def test_no_parameter_is_printed_to_describe_a_run(monkeypatch):
+    """Printing all of them took longer than sixty steps of a small network."""
+
+    def printed(self, **settings):
+        raise AssertionError("a parameter was printed")
+
+    monkeypatch.setattr(nn.Parameter, "__repr__", printed)
+    made = network()
+    train(made, cut(random(T, N, D), random(T, N), None), squared, steps=2, progress=False)
+
+
 def test_optimizers_that_do_not_fit_are_refused():
     net, other = network(), network(1)
     with pytest.raises(ValueError, match="give either it or an optimizer, not both"):
