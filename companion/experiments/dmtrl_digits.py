@@ -123,7 +123,7 @@ class OwnProducts(nn.Module):
         return torch.einsum("tk,tkio->tio", self.codes, L)
 
     def right_inverse(self, W: Tensor) -> Tensor:
-        """Latent layers that make weights of this scale, and as large as the codes."""
+        """(T, I, O) -> (T, K, I, O) latent layers that make weights of this scale, and as large as the codes."""
         L = torch.randn(*self.codes.shape, *W.shape[1:], generator=self.generator)
         c = float((W.std() / self.codes.detach().square().mean().sqrt()).sqrt())
         with torch.no_grad():
@@ -194,12 +194,12 @@ def error(network: nn.Module, data: Apprentices) -> float:
 def separate_networks(
     data: Apprentices, alike: bool, generator: torch.Generator, steps: int, learning_rate: float = 0.01
 ) -> list[nn.Module]:
-    """Networks trained apart, which began with weights of their own, or all with the same."""
+    """T networks trained apart, which began with weights of their own, or all (``alike``) with the same."""
     T = len(data.x)
     network = share(digit_network(), T, Independent, generator=generator)
     if alike:
         network = share(digit_network(), T, Independent, from_models=[network.export(0)] * T, generator=generator)
-    fit(network, data, steps, learning_rate)
+    fit(network.to(data.x.device), data, steps, learning_rate)
     return [network.export(t) for t in range(T)]
 
 
